@@ -1,0 +1,1 @@
+"""Tensor names to slots, slots to an alignment between checkpoints."""

@@ -1,0 +1,1 @@
+"""The miniature zoo: small, really trained multimodal models, and the demo."""

@@ -1,0 +1,1 @@
+"""Bytes to tensors: headers, chunked reads, streamed writes, locations."""

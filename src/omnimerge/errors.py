@@ -1,0 +1,101 @@
+"""Every error this package raises on purpose.
+
+Each message says what is wrong, with which file, tensor or key, and how to go on. The command line
+prints it on one line and exits with 1; anything that is not an `OmnimergeError` is a bug and shows
+its traceback.
+
+* OmnimergeError
+  + RecipeError            (the recipe is wrong; carries every problem found, not only the first)
+  + UnknownMethodError     (no merge method has that name)
+  + MethodError            (a method was called with inputs it cannot take)
+  + CheckpointError        (a checkpoint cannot be read: missing, truncated, corrupt)
+  + LayoutError            (the tensor names of a checkpoint fit no known layout)
+  + NotMergeableError      (two checkpoints must not be merged; carries the reasons)
+  + OutputError            (the output cannot be written: exists, disk full, no permission)
+  + NonFiniteError         (an input holds NaN or infinity)
+  + PromptError            (a prompt file is wrong)
+  + GenerationError        (a model cannot answer)
+  + SearchError            (a search cannot be run or continued)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class OmnimergeError(Exception):
+    """Base class: catch this to catch everything omnimerge raises on purpose."""
+
+
+class RecipeError(OmnimergeError):
+    """The recipe is not valid. Lists every problem at once."""
+
+    def __init__(self, problems: Sequence[str], source: str = "recipe") -> None:
+        self.problems = tuple(problems)
+        self.source = source
+        super().__init__(f"{source} is not valid: " + "; ".join(self.problems))
+
+
+class UnknownMethodError(OmnimergeError):
+    """No merge method is registered under this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(
+            f"unknown merge method {name!r}{suggestion(name, known)}; "
+            f"known: {', '.join(sorted(known))}"
+        )
+
+
+class MethodError(OmnimergeError):
+    """A merge method was called with inputs that it cannot take."""
+
+
+class CheckpointError(OmnimergeError):
+    """A checkpoint cannot be read."""
+
+
+class LayoutError(OmnimergeError):
+    """The tensor names of a checkpoint fit no known layout."""
+
+
+class NotMergeableError(OmnimergeError):
+    """Two checkpoints must not be merged. Lists every reason at once."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("cannot merge: " + "; ".join(self.reasons))
+
+
+class OutputError(OmnimergeError):
+    """The output cannot be written."""
+
+
+class NonFiniteError(OmnimergeError):
+    """A tensor holds NaN or infinity."""
+
+
+class PromptError(OmnimergeError):
+    """A prompt file is wrong."""
+
+
+class GenerationError(OmnimergeError):
+    """A model cannot be loaded for generation, or cannot answer."""
+
+
+class SearchError(OmnimergeError):
+    """A search cannot be run or continued."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ``", did you mean 'x'?"`` for the closest known name, or an empty string.
+
+    Args:
+        name: what the user wrote.
+        known: the names that exist.
+
+    Returns:
+        Text to append to a message.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""Model and prompts to responses."""

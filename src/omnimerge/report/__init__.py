@@ -1,0 +1,1 @@
+"""Result files to Markdown, HTML and model cards."""

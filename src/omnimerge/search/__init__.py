@@ -1,0 +1,1 @@
+"""Coefficients to responses to a choice."""
