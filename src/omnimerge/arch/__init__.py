@@ -1,1 +1,35 @@
-"""Tensor names to slots, slots to an alignment between checkpoints."""
+"""Tensor names to slots, and slots to an alignment between two checkpoints."""
+
+from omnimerge.arch.align import GATES, SELECTIONS, VOCABULARIES, Alignment, Merged, align
+from omnimerge.arch.ancestor import Ancestor
+from omnimerge.arch.geometry import Geometry, geometry
+from omnimerge.arch.layout import (
+    COMPONENTS,
+    Layout,
+    SlotMap,
+    component,
+    layer_index,
+    layouts,
+    memory_names,
+    slot_map,
+)
+
+__all__ = [
+    "COMPONENTS",
+    "GATES",
+    "SELECTIONS",
+    "VOCABULARIES",
+    "Alignment",
+    "Ancestor",
+    "Geometry",
+    "Layout",
+    "Merged",
+    "SlotMap",
+    "align",
+    "component",
+    "geometry",
+    "layer_index",
+    "layouts",
+    "memory_names",
+    "slot_map",
+]

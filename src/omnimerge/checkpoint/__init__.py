@@ -1,1 +1,8 @@
-"""Bytes to tensors: headers, chunked reads, streamed writes, locations."""
+"""Bytes to tensors and back: headers, reads of any part, streamed writes, locations."""
+
+from omnimerge.checkpoint.headers import TensorMeta
+from omnimerge.checkpoint.locate import locate
+from omnimerge.checkpoint.reader import Checkpoint
+from omnimerge.checkpoint.writer import CheckpointWriter, OutputTensor
+
+__all__ = ["Checkpoint", "CheckpointWriter", "OutputTensor", "TensorMeta", "locate"]

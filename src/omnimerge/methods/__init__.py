@@ -1,1 +1,24 @@
-"""Merge methods."""
+"""Merge methods: one pure function on tensors per file, one file per paper.
+
+To add one, copy `linear.py`, register it with `@merge_method`, import it below, and give it a
+hand-worked example in ``tests/methods/test_<name>.py``. The contract tests, the recipe schema, the
+command line and the docs pick it up by themselves.
+"""
+
+from omnimerge.methods._registry import MergeMethod, Param, Range, all_methods, get_method
+from omnimerge.methods.adamms import adamms
+from omnimerge.methods.average import average
+from omnimerge.methods.linear import linear
+from omnimerge.methods.task_arithmetic import task_arithmetic
+
+__all__ = [
+    "MergeMethod",
+    "Param",
+    "Range",
+    "adamms",
+    "all_methods",
+    "average",
+    "get_method",
+    "linear",
+    "task_arithmetic",
+]

@@ -1,0 +1,112 @@
+"""The ancestor test: do two language models descend from the same weights?
+
+Names and shapes cannot tell a fine-tuned sibling from a foreign model of the same size, nor a
+swapped gate and up projection. The cosine of mapped matrices can: descendants of one model stay
+close to it (well above 0.9 in published fine-tuned models), while independent matrices of n
+entries have a cosine of about ±1/√n.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from omnimerge.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ANCESTOR_GATE = "ancestor"
+MEDIAN_LIMIT = 0.5
+SINGLE_LIMIT = 0.1
+
+_SAMPLE_TENSORS = 512
+_SAMPLE_ELEMENTS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """Cosines between mapped matrices of two checkpoints, in [-1, 1].
+
+    Attributes:
+        cosines: (target tensor, cosine) for every sampled matrix.
+    """
+
+    cosines: tuple[tuple[str, float], ...]
+
+    @property
+    def median(self) -> float | None:
+        """Median cosine, or None where nothing could be sampled."""
+        return statistics.median(c for _, c in self.cosines) if self.cosines else None
+
+    @property
+    def lowest(self) -> tuple[str, float] | None:
+        """The tensor with the smallest cosine."""
+        return min(self.cosines, key=lambda pair: pair[1]) if self.cosines else None
+
+    def refusal(self) -> str | None:
+        """Return why the pair has no common ancestor, or None if it may have one."""
+        if self.median is None or self.lowest is None:
+            return None
+        name, low = self.lowest
+        if self.median < MEDIAN_LIMIT:
+            return (
+                f"the language models share no ancestor: the median cosine of {len(self.cosines)} "
+                f"matrices is {self.median:.3f} (below {MEDIAN_LIMIT}); "
+                "merge fine-tunes of one LLM, or go on with --force ancestor"
+            )
+        if low < SINGLE_LIMIT:
+            return (
+                f"tensor {name!r} has no common ancestor (cosine {low:.3f}) while the others do "
+                f"(median {self.median:.3f}): it may be swapped or from another model; "
+                "check the checkpoint, or go on with --force ancestor"
+            )
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `cosine_median`, `cosine_min` and `sampled`, for JSON."""
+        return {
+            "cosine_median": self.median,
+            "cosine_min": self.lowest[1] if self.lowest else None,
+            "sampled": len(self.cosines),
+        }
+
+
+def measure_ancestor(
+    target: Checkpoint, donor: Checkpoint, pairs: Sequence[tuple[str, str]]
+) -> Ancestor:
+    """Compute the cosine of mapped matrices from a slice of each.
+
+    Args:
+        target: one checkpoint.
+        donor: the other.
+        pairs: (target tensor, donor tensor) that correspond. Only matrices are used: norms start
+            at one in every model and are alike without any kinship.
+
+    Returns:
+        The cosines. Matrices that are zero in either checkpoint are left out.
+    """
+    matrices = [pair for pair in pairs if len(target.meta(pair[0]).shape) == 2]
+    step = max(1, -(-len(matrices) // _SAMPLE_TENSORS))
+    found = []
+    for ours, theirs in matrices[::step]:
+        cosine = _cosine(_slice(target, ours), _slice(donor, theirs))
+        if cosine is not None:
+            found.append((ours, cosine))
+    return Ancestor(tuple(found))
+
+
+def _slice(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Elements from the middle of a tensor, the same ones in every checkpoint, in float32."""
+    numel = checkpoint.meta(name).numel
+    start = max(0, (numel - _SAMPLE_ELEMENTS) // 2)
+    return checkpoint.read(name, start, min(numel, start + _SAMPLE_ELEMENTS)).float()
+
+
+def _cosine(a: Tensor, b: Tensor) -> float | None:
+    norm = float(a.norm()) * float(b.norm())
+    if norm == 0 or norm != norm or norm == float("inf"):
+        return None  # zero says nothing; non-finite input is reported by the merge itself
+    return float(a @ b) / norm

@@ -1,0 +1,70 @@
+"""Whether two checkpoints have the same vocabulary: size, and token to id where files tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omnimerge.checkpoint.headers import read_json
+from omnimerge.errors import CheckpointError
+
+
+def vocabulary_difference(target: Path, donor: Path) -> str | None:
+    """Compare the tokenizers in two checkpoint folders.
+
+    Args:
+        target: the target's folder.
+        donor: the donor's folder.
+
+    Returns:
+        What differs, in words, or None if they agree or the files do not tell.
+    """
+    ours, theirs = token_ids(target), token_ids(donor)
+    if ours is not None and theirs is not None:
+        differing = sum(
+            1 for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)
+        )
+        return f"{differing:,} tokens have other ids" if differing else None
+    ours_raw, theirs_raw = _sentencepiece(target), _sentencepiece(donor)
+    if ours_raw is not None and theirs_raw is not None and ours_raw != theirs_raw:
+        return "the tokenizer.model files differ"
+    return None
+
+
+def token_ids(folder: Path) -> dict[str, int] | None:
+    """Read token -> id from ``tokenizer.json``, or from ``vocab.json`` with its additions.
+
+    Args:
+        folder: a checkpoint's folder.
+
+    Returns:
+        The mapping, added tokens included, or None if the folder has neither file.
+    """
+    fast = folder / "tokenizer.json"
+    if fast.is_file():
+        return _fast_tokens(fast)
+    slow = folder / "vocab.json"
+    if not slow.is_file():
+        return None
+    ids = {str(token): int(number) for token, number in read_json(slow).items()}
+    added = folder / "added_tokens.json"
+    if added.is_file():
+        ids |= {str(token): int(number) for token, number in read_json(added).items()}
+    return ids
+
+
+def _fast_tokens(file: Path) -> dict[str, int]:
+    content = read_json(file)
+    try:
+        vocabulary = content["model"]["vocab"]
+        if isinstance(vocabulary, list):  # Unigram: a list of (token, score)
+            ids = {str(entry[0]): number for number, entry in enumerate(vocabulary)}
+        else:
+            ids = {str(token): int(number) for token, number in vocabulary.items()}
+        return ids | {str(e["content"]): int(e["id"]) for e in content.get("added_tokens", [])}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{file} is not a tokenizer file: {error!r}") from error
+
+
+def _sentencepiece(folder: Path) -> bytes | None:
+    file = folder / "tokenizer.model"
+    return file.read_bytes() if file.is_file() else None

@@ -1,0 +1,235 @@
+"""A checkpoint on disk: its config, its tensors by name, and reads of any part of a tensor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnimerge.checkpoint.dtypes import item_size, torch_dtype
+from omnimerge.checkpoint.headers import TensorMeta, read_json, read_safetensors_header
+from omnimerge.checkpoint.locate import locate
+from omnimerge.errors import CheckpointError, suggestion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
+
+
+class Checkpoint:
+    """A checkpoint folder, opened: headers are read, tensor data is not.
+
+    Attributes:
+        reference: what the user wrote (path or Hub id).
+        folder: the local folder.
+        config: ``config.json``.
+        tensors: where every tensor lies, by name, in file order.
+        files: the weight files, in order.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        folder: Path,
+        config: dict[str, Any],
+        tensors: dict[str, TensorMeta],
+        files: tuple[Path, ...],
+    ) -> None:
+        self.reference = reference
+        self.folder = folder
+        self.config = config
+        self.tensors: Mapping[str, TensorMeta] = tensors
+        self.files = files
+        self._descriptors: dict[Path, int] = {}
+
+    @classmethod
+    def open(cls, reference: str | Path) -> Checkpoint:
+        """Open a checkpoint: config, index and headers.
+
+        Args:
+            reference: folder, or Hub id with an optional ``@revision``.
+
+        Returns:
+            The opened checkpoint.
+
+        Raises:
+            CheckpointError: if anything is missing, truncated or inconsistent.
+        """
+        folder = locate(reference)
+        config_file = folder / "config.json"
+        if not config_file.is_file():
+            raise CheckpointError(f"{folder} has no config.json; give the folder of a checkpoint")
+        config = read_json(config_file)
+        files, promised = _weight_files(folder)
+        tensors = _collect(files)
+        for name, file in promised.items():
+            if name not in tensors or tensors[name].file.name != file:
+                raise CheckpointError(
+                    f"the index of {folder} places tensor {name!r} in {file}, which does not hold "
+                    "it; download or copy the checkpoint again"
+                )
+        return cls(str(reference), folder, config, tensors, files)
+
+    def meta(self, name: str) -> TensorMeta:
+        """Return where the tensor `name` lies.
+
+        Args:
+            name: a tensor name of this checkpoint.
+
+        Returns:
+            Its entry.
+
+        Raises:
+            CheckpointError: if there is no such tensor.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            hint = suggestion(name, self.tensors)
+            raise CheckpointError(f"{self.folder} has no tensor {name!r}{hint}") from None
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Read elements ``start:stop`` of a tensor, flattened. Safe to call from several threads.
+
+        Args:
+            name: a tensor name of this checkpoint.
+            start: first element, in ``[0, numel]``.
+            stop: one past the last element; default: the end.
+
+        Returns:
+            A one-dimensional tensor in the dtype it is stored in.
+
+        Raises:
+            CheckpointError: if the file cannot be read.
+        """
+        import torch
+
+        meta = self.meta(name)
+        stop = meta.numel if stop is None else stop
+        size = item_size(meta.dtype)
+        buffer = torch.empty((stop - start) * size, dtype=torch.uint8)
+        if buffer.numel():
+            self._read_into(buffer.numpy().data, meta, meta.offset + start * size)
+        return buffer.view(torch_dtype(meta.dtype))
+
+    def read_tensor(self, name: str) -> Tensor:
+        """Read a whole tensor in its shape and stored dtype.
+
+        Args:
+            name: a tensor name of this checkpoint.
+
+        Returns:
+            The tensor.
+        """
+        return self.read(name).reshape(self.meta(name).shape)
+
+    def other_files(self) -> list[Path]:
+        """List the files that are not weights, relative to the folder, hidden ones left out.
+
+        Returns:
+            Paths relative to `folder`, sorted.
+        """
+        weights = {file.name for file in self.files} | set(_INDEXES)
+        found = []
+        for file in self.folder.rglob("*"):
+            relative = file.relative_to(self.folder)
+            hidden = any(part.startswith(".") for part in relative.parts)
+            weight = str(relative) in weights or file.suffix in _WEIGHT_SUFFIXES
+            if file.is_file() and not hidden and not weight:
+                found.append(relative)
+        return sorted(found)
+
+    def total_bytes(self) -> int:
+        """Return the bytes of all tensors together."""
+        return sum(meta.nbytes for meta in self.tensors.values())
+
+    def close(self) -> None:
+        """Close the files. Reading afterwards opens them again."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _read_into(self, view: memoryview, meta: TensorMeta, offset: int) -> None:
+        try:
+            descriptor = self._descriptors.get(meta.file)
+            if descriptor is None:
+                opened = os.open(meta.file, os.O_RDONLY)
+                descriptor = self._descriptors.setdefault(meta.file, opened)
+                if descriptor != opened:  # another thread was first
+                    os.close(opened)
+            while view.nbytes:
+                count = os.preadv(descriptor, [view], offset)
+                if count == 0:
+                    raise CheckpointError(
+                        f"{meta.file} ended while tensor {meta.name!r} was read; it changed or is "
+                        "truncated"
+                    )
+                view, offset = view[count:], offset + count
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read tensor {meta.name!r} of {meta.file}: {error.strerror}"
+            ) from error
+
+
+def _weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """Return the weight files and, where there is an index, what it promises."""
+    for index_name in _INDEXES:
+        index = folder / index_name
+        if index.is_file():
+            return _indexed_files(folder, index)
+    for name in _SINGLE:
+        if (folder / name).is_file():
+            return (folder / name,), {}
+    others = sorted(folder.glob("*.safetensors"))
+    if len(others) == 1:
+        return (others[0],), {}
+    if others:
+        raise CheckpointError(
+            f"{folder} holds {len(others)} safetensors files and no {_INDEXES[0]}; "
+            "download or copy the index too"
+        )
+    raise CheckpointError(
+        f"{folder} holds no weights: neither *.safetensors nor pytorch_model*.bin"
+    )
+
+
+def _indexed_files(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map")
+    names = list(dict.fromkeys(weight_map.values()))
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index} points outside its folder: {name!r}")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index} names {name}, which is missing; download it too")
+    return tuple(folder / name for name in names), weight_map
+
+
+def _collect(files: tuple[Path, ...]) -> dict[str, TensorMeta]:
+    tensors: dict[str, TensorMeta] = {}
+    for file in files:
+        for meta in _read_header(file):
+            if meta.name in tensors:
+                raise CheckpointError(
+                    f"tensor {meta.name!r} is both in {tensors[meta.name].file} and in {file}"
+                )
+            tensors[meta.name] = meta
+    return tensors
+
+
+def _read_header(file: Path) -> list[TensorMeta]:
+    if file.suffix == ".safetensors":
+        return read_safetensors_header(file)
+    from omnimerge.checkpoint.pickle import read_pickle_header
+
+    return read_pickle_header(file)
