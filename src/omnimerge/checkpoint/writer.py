@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from omnimerge.checkpoint.dtypes import item_size
+from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
 from omnimerge.errors import OutputError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -114,6 +115,18 @@ class CheckpointWriter:
                 data, position = data[count:], position + count
         except OSError as error:
             raise _explain(error, self.out) from error
+
+    def read_back(self) -> dict[str, TensorMeta]:
+        """Read the headers of the written shards.
+
+        Returns:
+            Tensor name -> what the header says of it.
+        """
+        files = [self.folder / _shard_name(n, len(self._shards)) for n in self._numbers()]
+        return {meta.name: meta for file in files for meta in read_safetensors_header(file)}
+
+    def _numbers(self) -> range:
+        return range(1, len(self._shards) + 1)
 
     def __exit__(
         self,

@@ -1,1 +1,31 @@
 """Recipe to plan to streamed execution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omnimerge.engine.plan import MergePlan, TensorJob, build_plan, with_parameters
+from omnimerge.engine.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from omnimerge.engine.execute import merged_tensors, run_plan
+
+__all__ = [
+    "MergePlan",
+    "Recipe",
+    "TensorJob",
+    "build_plan",
+    "load_recipe",
+    "merged_tensors",
+    "run_plan",
+    "with_parameters",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is asked for."""
+    if name in ("merged_tensors", "run_plan"):
+        from omnimerge.engine import execute
+
+        return getattr(execute, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

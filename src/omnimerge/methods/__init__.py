@@ -5,7 +5,14 @@ hand-worked example in ``tests/methods/test_<name>.py``. The contract tests, the
 command line and the docs pick it up by themselves.
 """
 
-from omnimerge.methods._registry import MergeMethod, Param, Range, all_methods, get_method
+from omnimerge.methods._registry import (
+    MergeMethod,
+    Param,
+    Range,
+    all_methods,
+    get_method,
+    merge_tensors,
+)
 from omnimerge.methods.adamms import adamms
 from omnimerge.methods.average import average
 from omnimerge.methods.linear import linear
@@ -20,5 +27,6 @@ __all__ = [
     "average",
     "get_method",
     "linear",
+    "merge_tensors",
     "task_arithmetic",
 ]

@@ -74,7 +74,7 @@ class Param:
         if self.choices:
             legal = value in self.choices
             return None if legal else f"{value!r} is not one of {', '.join(self.choices)}"
-        if self.kind is float and not number or self.kind is int and not isinstance(value, int):
+        if (self.kind is float and not number) or (self.kind is int and not isinstance(value, int)):
             return f"{value!r} is not a number"
         if self.kind in (bool, str) and not isinstance(value, self.kind):
             return f"{value!r} is not {'true or false' if self.kind is bool else 'a text'}"
@@ -284,3 +284,24 @@ def _without_none(hint: Any) -> Any:
     if get_origin(hint) in (Union, type(int | None)):
         (hint,) = [arg for arg in get_args(hint) if arg is not NoneType]
     return hint
+
+
+def merge_tensors(
+    method: str, models: Sequence[Tensor], base: Tensor | None = None, **parameters: Any
+) -> Tensor:
+    """Merge one tensor of several models, in memory.
+
+    Args:
+        method: a name that `omnimerge methods` lists.
+        models: the tensors, all of one shape; the target first for `adamms`.
+        base: the common ancestor's tensor; ignored by methods that do not need it.
+        **parameters: the method's keywords.
+
+    Returns:
+        The merged tensor, float32.
+
+    Raises:
+        UnknownMethodError: if there is no such method.
+        MethodError: if shapes, number of models, base or keywords do not fit.
+    """
+    return get_method(method)(models, base, **parameters)

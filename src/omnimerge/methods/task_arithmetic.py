@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._ops import equal_weights, weighted_sum
+from omnimerge.methods._ops import equal_weights
 from omnimerge.methods._registry import Range, merge_method
 
 

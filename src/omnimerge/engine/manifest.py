@@ -1,0 +1,114 @@
+"""``merge_manifest.json``: what was merged, from what, how, and what became of every tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omnimerge.checkpoint import Checkpoint
+from omnimerge.engine.plan import MergePlan
+
+MANIFEST_NAME = "merge_manifest.json"
+
+
+def manifest(plan: MergePlan) -> dict[str, Any]:
+    """Describe a merge.
+
+    Args:
+        plan: the plan that was carried out.
+
+    Returns:
+        A JSON-ready mapping: recipe, inputs with sizes and header hashes, versions, counts, and per
+        tensor what was done.
+    """
+    inputs = {"target": plan.target, **{f"models.{i}": m for i, m in enumerate(plan.models)}}
+    if plan.base:
+        inputs["base"] = plan.base
+    return {
+        "format": 1,
+        "recipe": plan.recipe.model_dump(mode="json", exclude_none=True),
+        "seed": plan.recipe.seed,
+        "select": plan.recipe.selection,
+        "forced": list(plan.forced),
+        "inputs": {role: _input(checkpoint) for role, checkpoint in inputs.items()},
+        "versions": versions(),
+        "counts": {
+            plan.method.name: len(plan.merged),
+            "kept": len(plan.jobs) - len(plan.merged),
+        },
+        "kept_reasons": plan.kept_reasons(),
+        "ancestor": [
+            {"model": a.donor.reference, **(a.ancestor.to_dict() if a.ancestor else {})}
+            for a in plan.alignments
+        ],
+        "tensors": {
+            job.output.name: {
+                "sources": [name for _, name in job.sources],
+                **({"parameters": dict(job.parameters)} if _differs(plan, job) else {}),
+            }
+            if job.merged
+            else {"kept": job.reason}
+            for job in plan.jobs
+        },
+    }
+
+
+def write_manifest(plan: MergePlan, folder: Path) -> None:
+    """Write the manifest of a merge into a folder.
+
+    Args:
+        plan: the plan that was carried out.
+        folder: the output folder.
+    """
+    text = json.dumps(manifest(plan), indent=1, ensure_ascii=False)
+    (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed a result.
+
+    Returns:
+        Package (and python) -> version.
+    """
+    found = {"python": platform.python_version()}
+    for package in ("omnimerge", "torch", "transformers", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def header_hash(file: Path) -> str:
+    """Return the SHA-256 of a weight file's header, which names, types and places every tensor.
+
+    Args:
+        file: a safetensors file; for another format, its first MiB is taken.
+
+    Returns:
+        The digest in hexadecimal.
+    """
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        safetensors = file.suffix == ".safetensors"
+        length = int.from_bytes(prefix, "little") if safetensors else 1 << 20
+        return hashlib.sha256(prefix + stream.read(length)).hexdigest()
+
+
+def _input(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "reference": checkpoint.reference,
+        "model_type": checkpoint.config.get("model_type"),
+        "files": [
+            {"name": f.name, "bytes": f.stat().st_size, "header_sha256": header_hash(f)}
+            for f in checkpoint.files
+        ],
+    }
+
+
+def _differs(plan: MergePlan, job: Any) -> bool:
+    return bool(job.parameters != plan.recipe.all_parameters)

@@ -1,0 +1,296 @@
+"""From a recipe to a plan: one job per output tensor, known before a weight is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omnimerge.arch import Alignment, SlotMap, align, component, layer_index, slot_map
+from omnimerge.arch.layout import is_buffer
+from omnimerge.checkpoint import Checkpoint, OutputTensor
+from omnimerge.checkpoint.dtypes import OUTPUT_DTYPES, is_floating, is_known, item_size
+from omnimerge.checkpoint.writer import shard_by_size
+from omnimerge.engine.recipe import Recipe
+from omnimerge.errors import CheckpointError, NotMergeableError, RecipeError
+from omnimerge.methods import MergeMethod
+
+CHUNK_ELEMENTS = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class TensorJob:
+    """What happens to one output tensor.
+
+    Attributes:
+        output: name, dtype and shape of the result.
+        slot: its slot.
+        sources: (checkpoint, tensor) per model, in the order the method wants; empty if kept.
+        base: (checkpoint, tensor) of the common ancestor, where the method needs it.
+        parameters: the method's keywords for this tensor.
+        reason: why the tensor is kept; empty if it is merged.
+    """
+
+    output: OutputTensor
+    slot: str
+    sources: tuple[tuple[Checkpoint, str], ...]
+    base: tuple[Checkpoint, str] | None
+    parameters: Mapping[str, Any]
+    reason: str
+
+    @property
+    def merged(self) -> bool:
+        """Whether the tensor is merged; otherwise the target's is copied."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Everything that a merge will do.
+
+    Attributes:
+        recipe: the recipe.
+        target: the target checkpoint.
+        models: the models, in the recipe's order.
+        base: the base checkpoint, if the recipe has one.
+        alignments: how each model, and last the base where it is needed, maps onto the target.
+        jobs: one per output tensor, in the target's file order.
+        shards: the output's files, as lists of tensors.
+        forced: names of gates that were waived.
+    """
+
+    recipe: Recipe
+    target: Checkpoint
+    models: tuple[Checkpoint, ...]
+    base: Checkpoint | None
+    alignments: tuple[Alignment, ...]
+    jobs: tuple[TensorJob, ...]
+    shards: tuple[tuple[OutputTensor, ...], ...]
+    forced: tuple[str, ...]
+
+    @property
+    def method(self) -> MergeMethod:
+        """The merge method."""
+        return self.recipe.merge_method
+
+    @property
+    def merged(self) -> list[TensorJob]:
+        """The jobs that merge."""
+        return [job for job in self.jobs if job.merged]
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Bytes of tensor data that the merge reads."""
+        total = 0
+        for job in self.jobs:
+            inputs = [*job.sources, *([job.base] if job.base else [])]
+            inputs = inputs or [(self.target, job.output.name)]
+            total += sum(checkpoint.tensors[name].nbytes for checkpoint, name in inputs)
+        return total
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Bytes of tensor data that the merge writes."""
+        return sum(job.output.nbytes for job in self.jobs)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes that the buffers of all workers take at most, an estimate from above."""
+        per_element = 4 * (len(self.models) + 4)
+        if self.method.elementwise or not self.merged:
+            elements = CHUNK_ELEMENTS
+        else:
+            elements = max(_numel(job.output) for job in self.merged)
+        return worker_count() * elements * per_element
+
+    def kept_reasons(self) -> dict[str, int]:
+        """Count the kept tensors by reason.
+
+        Returns:
+            Reason -> number of tensors, most frequent first.
+        """
+        counts: dict[str, int] = {}
+        for job in self.jobs:
+            if not job.merged:
+                counts[job.reason] = counts.get(job.reason, 0) + 1
+        return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan for JSON."""
+        return {
+            "method": self.method.name,
+            "parameters": self.recipe.all_parameters,
+            "target": str(self.target.folder),
+            "models": [str(model.folder) for model in self.models],
+            "base": str(self.base.folder) if self.base else None,
+            "select": self.recipe.selection,
+            "tensors": {"merged": len(self.merged), "kept": len(self.jobs) - len(self.merged)},
+            "kept_reasons": self.kept_reasons(),
+            "shards": len(self.shards),
+            "bytes_to_read": self.bytes_to_read,
+            "bytes_to_write": self.bytes_to_write,
+            "peak_memory": self.peak_memory,
+            "ancestor": [a.ancestor.to_dict() if a.ancestor else None for a in self.alignments],
+            "jobs": [
+                {
+                    "target": job.output.name,
+                    "action": "merge" if job.merged else "keep",
+                    "reason": job.reason,
+                    "sources": [name for _, name in job.sources],
+                }
+                for job in self.jobs
+            ],
+        }
+
+
+def build_plan(recipe: Recipe, *, force: Collection[str] = (), ancestor: bool = True) -> MergePlan:
+    """Plan a merge: open all checkpoints, align them, decide every tensor.
+
+    Args:
+        recipe: what to do.
+        force: names of gates to waive (`geometry`, `ancestor`).
+        ancestor: whether to run the ancestor test, the only step that reads tensor data.
+
+    Returns:
+        The plan.
+
+    Raises:
+        RecipeError: if checkpoints cannot be opened; all problems at once.
+        NotMergeableError: if a gate refuses; all reasons at once.
+    """
+    opened = _open_all(recipe)
+    target = opened[recipe.target_reference]
+    models = tuple(opened[entry.model] for entry in recipe.models)
+    base = opened[recipe.base] if recipe.base else None
+    donors = [*models, *([base] if base and recipe.merge_method.needs_base else [])]
+    policy = {"select": recipe.selection, "vocabulary": recipe.vocabulary}
+    alignments = tuple(
+        align(target, donor, ancestor=ancestor and donor is not target, **policy)
+        for donor in donors
+    )
+    reasons = [f"{a.donor.reference}: {why}" for a in alignments for why in a.reasons(force)]
+    if reasons:
+        raise NotMergeableError(list(dict.fromkeys(reasons)))
+    slots = slot_map(target.tensors, str(target.folder))
+    jobs = tuple(_jobs(recipe, target, slots, alignments))
+    if not any(job.merged for job in jobs):
+        raise NotMergeableError(["no tensor would be merged; look at `omnimerge map`"])
+    shards = _shards(recipe, target, jobs)
+    return MergePlan(recipe, target, models, base, alignments, jobs, shards, tuple(sorted(force)))
+
+
+def with_parameters(plan: MergePlan, parameters: Mapping[str, Any]) -> MergePlan:
+    """Return the same plan with other keywords of the method; nothing is opened again.
+
+    Args:
+        plan: a plan.
+        parameters: keywords to set; overrides of the recipe still win for their tensors.
+
+    Returns:
+        The new plan.
+
+    Raises:
+        RecipeError: if a keyword does not fit the method.
+    """
+    problems = plan.method.problems(
+        {**plan.recipe.all_parameters, **parameters}, plan.recipe.model_count()
+    )
+    if problems:
+        raise RecipeError([f"parameters.{problem}" for problem in problems])
+    recipe = plan.recipe.model_copy(update={"parameters": {**plan.recipe.parameters, **parameters}})
+    jobs = tuple(
+        replace(job, parameters=_parameters(recipe, job.output.name, job.slot)) for job in plan.jobs
+    )
+    return replace(plan, recipe=recipe, jobs=jobs)
+
+
+def worker_count() -> int:
+    """Return how many threads a merge uses."""
+    return max(1, min(4, os.cpu_count() or 1))
+
+
+def _open_all(recipe: Recipe) -> dict[str, Checkpoint]:
+    references = [recipe.target_reference, *([recipe.base] if recipe.base else [])]
+    references += [entry.model for entry in recipe.models]
+    opened: dict[str, Checkpoint] = {}
+    by_folder: dict[Path, Checkpoint] = {}
+    problems: list[str] = []
+    for reference in dict.fromkeys(references):
+        try:
+            checkpoint = Checkpoint.open(reference)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            opened[reference] = by_folder.setdefault(checkpoint.folder.resolve(), checkpoint)
+    if len(problems) == 1:
+        raise CheckpointError(problems[0])
+    if problems:
+        raise RecipeError(problems)
+    return opened
+
+
+def _jobs(
+    recipe: Recipe, target: Checkpoint, slots: SlotMap, alignments: tuple[Alignment, ...]
+) -> list[TensorJob]:
+    by_target = [{m.target: m for m in a.merged} for a in alignments]
+    jobs = []
+    for name, meta in target.tensors.items():
+        slot = slots.by_name[name]
+        override = _override(recipe, name, slot)
+        reason = "override: keep target" if override and override.keep else ""
+        lacking = [a for a, found in zip(alignments, by_target, strict=True) if name not in found]
+        if not reason and lacking:
+            reason = lacking[0].kept[name]
+            if len(alignments) > 1:
+                reason += f" ({lacking[0].donor.reference})"
+        inputs = []
+        if not reason:
+            inputs = [
+                (a.donor, found[name].sources[0])
+                for a, found in zip(alignments, by_target, strict=True)
+            ]
+        base = inputs.pop() if inputs and recipe.merge_method.needs_base else None
+        if inputs and recipe.merge_method.takes_target:
+            inputs.insert(0, (target, name))
+        dtype = _output_dtype(recipe, name, meta.dtype)
+        output = OutputTensor(name, dtype, meta.shape)
+        parameters = _parameters(recipe, name, slot)
+        jobs.append(TensorJob(output, slot, tuple(inputs), base, parameters, reason))
+    return jobs
+
+
+def _override(recipe: Recipe, name: str, slot: str) -> Any:
+    for override in recipe.overrides:
+        if override.match.fits(name, component(slot), layer_index(slot)):
+            return override
+    return None
+
+
+def _parameters(recipe: Recipe, name: str, slot: str) -> dict[str, Any]:
+    override = _override(recipe, name, slot)
+    return {**recipe.all_parameters, **(override.parameters if override else {})}
+
+
+def _output_dtype(recipe: Recipe, name: str, stored: str) -> str:
+    if recipe.dtype == "auto" or not is_known(stored) or not is_floating(stored):
+        return stored
+    return stored if is_buffer(name) else OUTPUT_DTYPES[recipe.dtype]
+
+
+def _shards(
+    recipe: Recipe, target: Checkpoint, jobs: tuple[TensorJob, ...]
+) -> tuple[tuple[OutputTensor, ...], ...]:
+    """The target's own shards where they fit the limit, else new ones."""
+    by_file: dict[Path, list[OutputTensor]] = {}
+    for job in jobs:
+        by_file.setdefault(target.tensors[job.output.name].file, []).append(job.output)
+    limit = recipe.max_shard_size
+    if all(sum(t.nbytes for t in tensors) <= limit for tensors in by_file.values()):
+        return tuple(tuple(tensors) for tensors in by_file.values())
+    return tuple(tuple(s) for s in shard_by_size([job.output for job in jobs], limit))
+
+
+def _numel(tensor: OutputTensor) -> int:
+    return tensor.nbytes // item_size(tensor.dtype)

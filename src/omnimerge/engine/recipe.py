@@ -1,0 +1,303 @@
+"""A recipe: which checkpoints, which method, which coefficients. Parsed once, then frozen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from omnimerge.errors import RecipeError, UnknownMethodError, suggestion
+from omnimerge.methods import MergeMethod, get_method
+
+Selection = Literal["all", "language_model", "linear"]
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelEntry(_Strict):
+    """One checkpoint being merged."""
+
+    model: str
+    weight: float | None = None
+
+
+class Match(_Strict):
+    """Which tensors an override is for; all given conditions must hold."""
+
+    component: Literal["llm", "vision", "audio", "projector", "other"] | None = None
+    name: str | None = None
+    layers: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _is_regex(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        return value
+
+    @field_validator("layers")
+    @classmethod
+    def _is_range(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\d+(-\d+)?", value):
+            raise ValueError(f"{value!r} is no layer range; write 7 or 0-13")
+        return value
+
+    def fits(self, name: str, component: str, layer: int | None) -> bool:
+        """Return whether a tensor is meant.
+
+        Args:
+            name: the target's tensor name.
+            component: its component.
+            layer: its layer in the language model, or None.
+
+        Returns:
+            True if every given condition holds.
+        """
+        if self.component is not None and self.component != component:
+            return False
+        if self.name is not None and not re.search(self.name, name):
+            return False
+        if self.layers is None:
+            return True
+        low, _, high = self.layers.partition("-")
+        return layer is not None and int(low) <= layer <= int(high or low)
+
+
+class Override(_Strict):
+    """What is done differently for some tensors. The first override that fits wins."""
+
+    match: Match
+    keep: Literal["target"] | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+def _entry(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
+def _parse_size(value: Any) -> Any:
+    match = re.fullmatch(r"([\d.]+)\s*([A-Za-z]*)", str(value).strip())
+    if not match or match.group(2).upper() not in _UNITS:
+        raise ValueError(f"{value!r} is no size; write for example 5GB or 500MB")
+    size = int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+    if size < 1:
+        raise ValueError(f"{value!r} is no size above zero")
+    return size
+
+
+class Recipe(_Strict):
+    """A validated recipe. The fields are those of the YAML file, with their defaults."""
+
+    method: str
+    target: str | None = None
+    base: str | None = None
+    models: Annotated[
+        tuple[Annotated[ModelEntry, BeforeValidator(_entry)], ...], Field(min_length=1)
+    ]
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    select: Selection | None = None
+    overrides: tuple[Override, ...] = ()
+    vocabulary: Literal["auto", "target"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    max_shard_size: Annotated[int, BeforeValidator(_parse_size)] = 5 * 10**9
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Recipe:
+        problems = _method_problems(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def merge_method(self) -> MergeMethod:
+        """The registered method."""
+        return get_method(self.method)
+
+    @property
+    def selection(self) -> Selection:
+        """Which tensors are merged: the recipe's choice, or the method's default."""
+        return self.select or self.merge_method.select  # type: ignore[return-value]
+
+    @property
+    def target_reference(self) -> str:
+        """The checkpoint whose architecture the output has: target, else base, else model 1."""
+        return self.target or self.base or self.models[0].model
+
+    @property
+    def all_parameters(self) -> dict[str, Any]:
+        """The method's keywords, `weight` entries of the models included."""
+        weights = [entry.weight for entry in self.models]
+        if any(weight is not None for weight in weights):
+            return {"weights": [1.0 if w is None else w for w in weights], **self.parameters}
+        return dict(self.parameters)
+
+    def model_count(self) -> int:
+        """Return how many tensors the method gets, the target included where it takes it."""
+        return len(self.models) + self.merge_method.takes_target
+
+
+def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+    """Read and check a recipe.
+
+    Relative paths in a file are looked up beside the file first, then in the working directory.
+
+    Args:
+        source: a YAML file, or the mapping it would hold.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: if anything is wrong with it; all problems are reported at once.
+    """
+    if isinstance(source, Recipe):
+        return source
+    if isinstance(source, Mapping):
+        return _validate(dict(source), "recipe")
+    path = Path(source)
+    raw = _read_yaml(path)
+    return _validate(_beside(raw, path.parent), str(path))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise RecipeError([f"cannot be read: {error.strerror}"], str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError([" ".join(str(error).split())], str(path)) from error
+    if not isinstance(raw, dict):
+        raise RecipeError(["it holds no keys; see `omnimerge plan --help` for one"], str(path))
+    return raw
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key!r} is given twice in the block at line {line}")
+        return super().construct_mapping(node, deep)
+
+
+def _beside(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def resolve(value: Any) -> Any:
+        if isinstance(value, str) and (folder / value).is_dir():
+            return str(folder / value)
+        return value
+
+    found = dict(raw)
+    for key in ("target", "base"):
+        if key in found:
+            found[key] = resolve(found[key])
+    if isinstance(found.get("models"), list):
+        found["models"] = [
+            {**entry, "model": resolve(entry.get("model"))}
+            if isinstance(entry, dict) and "model" in entry
+            else resolve(entry)
+            for entry in found["models"]
+        ]
+    return found
+
+
+def _validate(raw: dict[str, Any], source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems = [line for item in error.errors() for line in _problem(item)]
+        if not any("_fits_the_method" in str(item) for item in error.errors()):
+            problems += _late_problems(raw, problems)
+        raise RecipeError(list(dict.fromkeys(problems)), source) from None
+
+
+def _problem(item: Any) -> list[str]:
+    where = ".".join(str(part) for part in item["loc"])
+    kind, message = item["type"], item["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return [f"{where}: unknown key{_hint(item['loc'])}"]
+    if kind == "missing":
+        return [f"{where}: missing"]
+    if kind == "value_error" and not where:
+        return str(message).splitlines()
+    shown = repr(item["input"])
+    return [f"{where}: {message}" + (f" (got {shown})" if len(shown) < 80 else "")]
+
+
+def _hint(location: tuple[Any, ...]) -> str:
+    """Closest known key at this place of the recipe, or the list of them."""
+    schema: type[BaseModel] = Recipe
+    if location[0] == "models":
+        schema = ModelEntry
+    elif location[0] == "overrides":
+        schema = Match if "match" in location else Override
+    known = list(schema.model_fields)
+    return suggestion(str(location[-1]), known) or f"; known: {', '.join(known)}"
+
+
+def _late_problems(raw: dict[str, Any], found: list[str]) -> list[str]:
+    """Problems with the method, where other problems kept pydantic from looking for them."""
+    known = {key: value for key, value in raw.items() if key in Recipe.model_fields}
+    broken = {problem.split(":")[0].split(".")[0] for problem in found}
+    if broken & {"method", "models", "parameters"} or not {"method", "models"} <= set(known):
+        return []
+    relevant = ("method", "target", "base", "models", "parameters")
+    try:
+        Recipe.model_validate({key: known[key] for key in relevant if key in known})
+    except ValidationError as error:
+        return [line for item in error.errors() for line in _problem(item)]
+    return []
+
+
+def _method_problems(recipe: Recipe) -> list[str]:
+    try:
+        method = recipe.merge_method
+    except UnknownMethodError as error:
+        return [f"method: {error}"]
+    count = recipe.model_count()
+    low, high = method.models
+    problems = []
+    if count < low or (high is not None and count > high):
+        least = low - method.takes_target
+        wanted = f"exactly {least}" if low == high else f"at least {least}"
+        problems.append(f"models: {method.name} takes {wanted}, not {len(recipe.models)}")
+    if method.needs_base and recipe.base is None:
+        problems.append(f"base: {method.name} works on task vectors; give the common ancestor")
+    if method.takes_target and recipe.target is None and recipe.base is None:
+        problems.append(f"target: {method.name} needs the checkpoint to merge into")
+    problems += [f"parameters.{p}" for p in method.problems(recipe.all_parameters, count)]
+    for number, override in enumerate(recipe.overrides):
+        merged = {**recipe.all_parameters, **override.parameters}
+        wrong = method.problems(merged, count) if override.parameters else []
+        problems += [f"overrides.{number}.parameters.{p}" for p in wrong]
+    return problems
