@@ -1,3 +1,172 @@
-"""Merge multimodal LLMs: map, merge and search, without training and without labels."""
+"""Merge multimodal LLMs: map, merge and search, without training and without labels.
+
+The public API, loaded on first use so that `import omnimerge` costs nothing:
+
+* `load_recipe(source)`: a YAML file or a mapping -> `Recipe`
+* `plan(recipe)`: what a merge would do -> `MergePlan`
+* `merge(recipe, out)`: write the merged checkpoint
+* `search(recipe, prompts, out)`: find a coefficient without labels -> `SearchResult`
+* `merge_tensors(method, models, base, **parameters)`: one tensor, in memory
+* `methods()`: every merge method by name
+* `inspect(path)`: what a checkpoint is; `align(target, donor)`: what goes where
+* `OmnimergeError`: the base of every error raised on purpose
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omnimerge.arch import Alignment
+    from omnimerge.engine import MergePlan, Recipe
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "MergePlan",
+    "OmnimergeError",
+    "Recipe",
+    "__version__",
+    "align",
+    "inspect",
+    "load_recipe",
+    "merge",
+    "merge_tensors",
+    "methods",
+    "plan",
+    "search",
+]
+
+_LAZY = {
+    "MergePlan": "omnimerge.engine",
+    "Recipe": "omnimerge.engine",
+    "OmnimergeError": "omnimerge.errors",
+    "load_recipe": "omnimerge.engine",
+    "merge_tensors": "omnimerge.methods",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names on first use; the rooms `methods` and `search` can be called too."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in ("methods", "search"):
+        return importlib.import_module(f"omnimerge.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Describe a checkpoint from its headers: components, geometry, dtypes, sizes.
+
+    Args:
+        path: folder, or Hub id with an optional ``@revision``.
+
+    Returns:
+        A JSON-ready mapping, the same as `omnimerge inspect --json`.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be opened.
+    """
+    from omnimerge.arch import summarize
+    from omnimerge.checkpoint import Checkpoint
+
+    with Checkpoint.open(path) as checkpoint:
+        return summarize(checkpoint)
+
+
+def align(
+    target: str | Path,
+    donor: str | Path,
+    *,
+    select: str = "language_model",
+    vocabulary: str = "auto",
+) -> Alignment:
+    """Map a donor onto a target: what is merged, kept and unused, and whether it may be merged.
+
+    Args:
+        target: folder or Hub id of the checkpoint whose architecture the output would have.
+        donor: folder or Hub id of the checkpoint that is mapped onto it.
+        select: `language_model`, `all` or `linear`.
+        vocabulary: `auto` or `target`.
+
+    Returns:
+        The alignment; `alignment.reasons()` is empty if the pair can be merged.
+
+    Raises:
+        CheckpointError: if a checkpoint cannot be opened.
+        LayoutError: if a checkpoint fits no known layout.
+    """
+    from omnimerge.arch import align as align_checkpoints
+    from omnimerge.checkpoint import Checkpoint
+
+    ours, theirs = Checkpoint.open(target), Checkpoint.open(donor)
+    return align_checkpoints(ours, theirs, select=select, vocabulary=vocabulary)
+
+
+def plan(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    force: Collection[str] = (),
+    ancestor: bool = False,
+) -> MergePlan:
+    """Plan a merge: one job per output tensor, bytes to read and write, peak memory.
+
+    Args:
+        recipe: a YAML file, the mapping it would hold, or a `Recipe`.
+        force: names of gates to waive: `geometry`, `ancestor`, `finite`.
+        ancestor: also run the ancestor test, which reads a sample of the weights.
+
+    Returns:
+        The plan.
+
+    Raises:
+        RecipeError: if the recipe is wrong; all problems at once.
+        CheckpointError: if a checkpoint cannot be opened.
+        NotMergeableError: if a gate refuses; all reasons at once.
+    """
+    from omnimerge.engine import build_plan, load_recipe
+
+    return build_plan(load_recipe(recipe), force=force, ancestor=ancestor)
+
+
+def merge(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    force: Collection[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> MergePlan:
+    """Merge checkpoints into a folder that transformers loads.
+
+    The folder holds the weights, the target's other files as they are (its README.md under the
+    name README.target.md), a manifest and a model card. It appears complete or not at all.
+
+    Args:
+        recipe: a YAML file, the mapping it would hold, or a `Recipe`.
+        out: the folder to create.
+        overwrite: replace an existing folder, once the new one is complete.
+        force: names of gates to waive: `geometry`, `ancestor`, `finite`.
+        on_progress: called with (bytes written, bytes to write).
+
+    Returns:
+        The plan that was carried out.
+
+    Raises:
+        RecipeError: if the recipe is wrong; all problems at once.
+        CheckpointError: if a checkpoint cannot be read.
+        NotMergeableError: if a gate refuses; all reasons at once.
+        NonFiniteError: if an input holds NaN or infinity.
+        OutputError: if the output exists or cannot be written.
+    """
+    from omnimerge.checkpoint.writer import refuse_existing
+    from omnimerge.engine import build_plan, load_recipe, run_plan
+    from omnimerge.report import write_card
+
+    refuse_existing(Path(out), overwrite=overwrite)
+    built = build_plan(load_recipe(recipe), force=force)
+    run_plan(built, Path(out), overwrite=overwrite, on_progress=on_progress, finish=write_card)
+    return built

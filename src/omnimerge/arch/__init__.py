@@ -13,6 +13,7 @@ from omnimerge.arch.layout import (
     memory_names,
     slot_map,
 )
+from omnimerge.arch.summary import summarize
 
 __all__ = [
     "COMPONENTS",
@@ -32,4 +33,5 @@ __all__ = [
     "layouts",
     "memory_names",
     "slot_map",
+    "summarize",
 ]

@@ -1,0 +1,191 @@
+"""What commands share: results to stdout, progress to stderr, sizes and options in one form."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import yaml
+
+from omnimerge.errors import suggestion
+
+GATES = ("geometry", "ancestor", "finite")
+
+force_option = click.option(
+    "--force",
+    multiple=True,
+    type=click.Choice(GATES),
+    help="Go on although this gate refuses. May be given several times.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON-ready value to stdout.
+
+    Args:
+        value: what to print.
+    """
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], numbers: str = "") -> None:
+    """Print a table to stdout.
+
+    Args:
+        headers: one per column.
+        rows: the cells.
+        numbers: one letter per column, ``r`` for right-aligned.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, header in enumerate(headers):
+        right = numbers[number : number + 1] == "r"
+        drawn.add_column(header, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(str(cell)) for cell in row))
+    width = None if sys.stdout.isatty() else 110
+    Console(width=width, highlight=False).print(drawn)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people, in powers of 1000.
+
+    Args:
+        count: bytes.
+
+    Returns:
+        For example ``"16.6 GB"``.
+    """
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@contextmanager
+def byte_progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show a progress bar on stderr while the block runs; nothing where stderr is no terminal.
+
+    Args:
+        label: what is going on.
+
+    Yields:
+        A callback that takes (bytes done, bytes in total), or None.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(label), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``--param name=value`` options; values are YAML: ``0.3``, ``true``, ``[0.4, 0.6]``.
+
+    Args:
+        pairs: the options as given.
+
+    Returns:
+        Name -> value.
+
+    Raises:
+        click.UsageError: if one has no ``=`` or its value is not YAML.
+    """
+    parameters = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"--param {pair!r}: write name=value, for example alpha=0.3")
+        try:
+            parameters[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise click.UsageError(f"--param {pair!r}: {value!r} is not a YAML value") from None
+    return parameters
+
+
+def recipe_from(source: str | None, options: dict[str, Any], parameters: Sequence[str]) -> Any:
+    """Build a recipe from a file, from options, or from a file with options that replace its keys.
+
+    Args:
+        source: the recipe file, if any.
+        options: recipe keys as given on the command line; None and empty ones are left out.
+        parameters: ``--param`` options.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        click.UsageError: if there is neither a file nor a method.
+        RecipeError: if the recipe is wrong.
+    """
+    from omnimerge.engine import load_recipe
+
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    if "models" in given:
+        given["models"] = list(given["models"])
+    values = parse_parameters(parameters)
+    if source is None:
+        if "method" not in given:
+            raise click.UsageError("give a recipe file, or --method with --model")
+        return load_recipe({**given, **({"parameters": values} if values else {})})
+    recipe = load_recipe(source)
+    if not given and not values:
+        return recipe
+    merged = {**recipe.model_dump(exclude_unset=True), **given}
+    if values:
+        merged["parameters"] = {**merged.get("parameters", {}), **values}
+    return load_recipe(merged)
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that stand for recipe keys.
+
+    Args:
+        command: the click callback.
+
+    Returns:
+        The callback with the options.
+    """
+    for option in reversed(_RECIPE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _check_method(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        from omnimerge.methods import all_methods
+
+        if value not in all_methods():
+            known = ", ".join(sorted(all_methods()))
+            hint = suggestion(value, all_methods())
+            raise click.BadParameter(f"no method {value!r}{hint}; known: {known}")
+    return value
+
+
+_RECIPE_OPTIONS = (
+    click.argument("recipe", required=False, type=click.Path(dir_okay=False)),
+    click.option("--method", callback=_check_method, help="Merge method; see `omnimerge methods`."),
+    click.option("--target", help="Checkpoint whose architecture the output has."),
+    click.option("--base", help="Common ancestor, for methods on task vectors."),
+    click.option("--model", "models", multiple=True, help="Checkpoint to merge; repeat it."),
+    click.option("--param", "parameters", multiple=True, help="Keyword of the method: alpha=0.3."),
+    click.option("--select", type=click.Choice(["all", "language_model", "linear"])),
+    click.option("--vocabulary", type=click.Choice(["auto", "target"])),
+    click.option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"])),
+    click.option("--max-shard-size", help="For example 5GB."),
+)

@@ -1,0 +1,58 @@
+"""`omnimerge plan RECIPE`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from omnimerge.cli._console import (
+    force_option,
+    json_option,
+    print_json,
+    recipe_from,
+    recipe_options,
+    size,
+    table,
+)
+
+_EPILOG = """\b
+A recipe:
+  method: adamms
+  target: ./qwen2-vl
+  models: [./llava-onevision]
+  parameters: {alpha: 0.3}
+"""
+
+
+@click.command("plan", epilog=_EPILOG)
+@recipe_options
+@force_option
+@json_option
+def command(
+    recipe: str | None,
+    parameters: tuple[str, ...],
+    force: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show what a merge would do. Reads headers only; the ancestor test runs when merging."""
+    import omnimerge
+
+    plan = omnimerge.plan(recipe_from(recipe, options, parameters), force=force)
+    if as_json:
+        print_json(plan.to_dict())
+        return
+    click.echo(f"{plan.method.name}  {plan.recipe.all_parameters or ''}".rstrip())
+    click.echo(f"target  {plan.target.folder}")
+    for model in plan.models:
+        click.echo(f"model   {model.folder}")
+    if plan.base:
+        click.echo(f"base    {plan.base.folder}")
+    rows = [("merged", len(plan.merged), plan.method.name)]
+    rows += [("kept", count, why) for why, count in plan.kept_reasons().items()]
+    table(("tensors", "count", "why"), rows, "lrl")
+    click.echo(
+        f"reads {size(plan.bytes_to_read)}, writes {size(plan.bytes_to_write)} in "
+        f"{len(plan.shards)} file(s), buffers up to {size(plan.peak_memory)}"
+    )
