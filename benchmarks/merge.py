@@ -24,8 +24,7 @@ import time
 from pathlib import Path
 
 HIDDEN, INTER, HEADS, KV_HEADS = 1024, 4096, 16, 4
-MODELS = 3
-_BLOCK = 1 << 22
+NAMES = ("base", "model0", "model1", "model2")
 
 _FLOOR = """
 import os, sys
@@ -69,7 +68,7 @@ def tensors(size_gb: float) -> dict[str, tuple[int, ...]]:
     return names | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (vocabulary, HIDDEN)}
 
 
-def make_checkpoints(folder: Path, size_gb: float) -> list[Path]:
+def make_checkpoints(folder: Path, size_gb: float) -> None:
     """Write base, model0, model1, model2 into `folder`; done once, reused later."""
     import torch
 
@@ -84,8 +83,7 @@ def make_checkpoints(folder: Path, size_gb: float) -> list[Path]:
         "num_hidden_layers": sum("q_proj.weight" in n for n in shapes), "hidden_act": "silu",
         "vocab_size": shapes["lm_head.weight"][0], "torch_dtype": "bfloat16",
     }  # fmt: skip
-    folders = [folder / name for name in ("base", *(f"model{i}" for i in range(MODELS)))]
-    for number, target in enumerate(folders):
+    for number, target in enumerate(folder / name for name in NAMES):
         if target.is_dir():
             continue
         with CheckpointWriter(target, shard_by_size(outputs, 200_000_000)) as writer:
@@ -97,7 +95,6 @@ def make_checkpoints(folder: Path, size_gb: float) -> list[Path]:
                 data = values.to(torch.bfloat16).view(torch.uint8).flatten().numpy().data
                 writer.write(name, data)
             (writer.folder / "config.json").write_text(json.dumps(config))
-    return folders
 
 
 def measure(command: list[str]) -> dict[str, float]:
@@ -150,9 +147,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--scratch", type=Path, default=Path(__file__).parent / "scratch")
     parser.add_argument("--json", type=Path, help="also save the table here")
+    parser.add_argument("--make-only", action="store_true", help="only write the checkpoints")
     options = parser.parse_args()
     folder = options.scratch / f"merge-{options.size:g}GB"
-    folders = make_checkpoints(folder, options.size)
+    if options.make_only:
+        make_checkpoints(folder, options.size)
+        return
+    # In a process of its own: a child's peak memory would start at that of a parent with torch.
+    subprocess.run([sys.executable, *sys.argv, "--make-only"], check=True)
+    folders = [folder / name for name in NAMES]
     out = folder / "out"
     commands = _commands(folders, out)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in commands}

@@ -99,7 +99,8 @@ def _tensor(name: str, entry: Any, file: Path, data_start: int) -> TensorMeta:
     if not isinstance(entry, Mapping) or {"dtype", "shape", "data_offsets"} - set(entry):
         raise CheckpointError(f"{file} has a corrupt safetensors header at tensor {name!r}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    whole = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
+    whole = isinstance(dtype, str) and isinstance(shape, list)
+    whole = whole and isinstance(offsets, list) and len(offsets) == 2
     if not whole or not all(isinstance(n, int) and n >= 0 for n in [*shape, *offsets]):
         raise CheckpointError(f"{file} has a corrupt safetensors header at tensor {name!r}")
     begin, end = offsets

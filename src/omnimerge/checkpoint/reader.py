@@ -109,12 +109,29 @@ class Checkpoint:
         import torch
 
         meta = self.meta(name)
-        stop = meta.numel if stop is None else stop
-        size = item_size(meta.dtype)
-        buffer = torch.empty((stop - start) * size, dtype=torch.uint8)
+        count = (meta.numel if stop is None else stop) - start
+        buffer = torch.empty(count, dtype=torch_dtype(meta.dtype))
+        self.read_into(buffer, name, start)
+        return buffer
+
+    def read_into(self, buffer: Tensor, name: str, start: int = 0) -> None:
+        """Fill a flat tensor with elements of `name` from `start` on. Safe from several threads.
+
+        Args:
+            buffer: contiguous, of the dtype that the tensor is stored in; its length decides how
+                many elements are read.
+            name: a tensor name of this checkpoint.
+            start: first element.
+
+        Raises:
+            CheckpointError: if the file cannot be read.
+        """
+        import torch
+
+        meta = self.meta(name)
         if buffer.numel():
-            self._read_into(buffer.numpy().data, meta, meta.offset + start * size)
-        return buffer.view(torch_dtype(meta.dtype))
+            view = buffer.view(torch.uint8).numpy().data
+            self._read_into(view, meta, meta.offset + start * item_size(meta.dtype))
 
     def read_tensor(self, name: str) -> Tensor:
         """Read a whole tensor in its shape and stored dtype.

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from omnimerge.checkpoint import CheckpointWriter
-from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size, torch_dtype
-from omnimerge.checkpoint.reader import Checkpoint
+from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.writer import copy_files, refuse_existing
 from omnimerge.engine.manifest import write_manifest
 from omnimerge.engine.plan import (
@@ -26,7 +25,8 @@ from omnimerge.engine.plan import (
     with_parameters,
     worker_count,
 )
-from omnimerge.errors import NonFiniteError, OutputError
+from omnimerge.engine.slices import SliceWorker
+from omnimerge.errors import OutputError
 
 Progress = Callable[[int, int], None]
 _Task = tuple[TensorJob, int, int]
@@ -81,15 +81,12 @@ def merged_tensors(
         NonFiniteError: if an input holds NaN or infinity, or the result overflows its dtype.
     """
     plan = with_parameters(plan, parameters or {})
+    worker = SliceWorker(plan)
     for job in plan.merged:
-        numel = _numel(job)
-        step = CHUNK_ELEMENTS if plan.method.elementwise else max(1, numel)
-        pieces = [
-            _merge_slice(plan, job, start, min(start + step, numel))
-            for start in range(0, numel, step)
-        ]
-        flat = torch.cat(pieces) if pieces else torch.empty(0, dtype=_dtype(job))
-        yield job.output.name, flat.reshape(job.output.shape)
+        merged = torch.empty(_numel(job), dtype=torch_dtype(job.output.dtype))
+        for start, stop in _slices(plan, job):
+            merged[start:stop] = worker.compute(job, start, stop)
+        yield job.output.name, merged.reshape(job.output.shape)
 
 
 def _stream(plan: MergePlan, writer: CheckpointWriter, on_progress: Progress | None) -> None:
@@ -99,13 +96,14 @@ def _stream(plan: MergePlan, writer: CheckpointWriter, on_progress: Progress | N
 
     def work() -> None:
         nonlocal done
+        worker = SliceWorker(plan)
         while not stop.is_set():
             with lock:
                 task = next(tasks, None)
             if task is None:
                 return
             try:
-                written = _run_task(plan, writer, *task)
+                written = _run_task(worker, writer, *task)
             except BaseException:
                 stop.set()
                 raise
@@ -127,79 +125,25 @@ def _stream(plan: MergePlan, writer: CheckpointWriter, on_progress: Progress | N
 def _tasks(plan: MergePlan) -> Iterator[_Task]:
     """Slices of tensors, in file order, so that reads and writes go forward through the files."""
     for job in plan.jobs:
-        numel = _numel(job)
-        whole = job.merged and not plan.method.elementwise
-        step = numel if whole else CHUNK_ELEMENTS
-        for start in range(0, numel, max(1, step)):
-            yield job, start, min(start + step, numel)
+        for start, stop in _slices(plan, job):
+            yield job, start, stop
+
+
+def _slices(plan: MergePlan, job: TensorJob) -> Iterator[tuple[int, int]]:
+    numel = _numel(job)
+    whole = job.merged and not plan.method.elementwise
+    step = max(1, numel) if whole else CHUNK_ELEMENTS
+    for start in range(0, numel, step):
+        yield start, min(start + step, numel)
 
 
 def _run_task(
-    plan: MergePlan, writer: CheckpointWriter, job: TensorJob, start: int, stop: int
+    worker: SliceWorker, writer: CheckpointWriter, job: TensorJob, start: int, stop: int
 ) -> int:
-    if job.merged:
-        result = _merge_slice(plan, job, start, stop)
-    else:
-        result = _copy_slice(plan, job, start, stop)
+    result = worker.compute(job, start, stop)
     data = result.view(torch.uint8).numpy().data
     writer.write(job.output.name, data, start * item_size(job.output.dtype))
     return int(data.nbytes)
-
-
-def _merge_slice(plan: MergePlan, job: TensorJob, start: int, stop: int) -> Tensor:
-    models = [checkpoint.read(name, start, stop) for checkpoint, name in job.sources]
-    base = job.base[0].read(job.base[1], start, stop) if job.base else None
-    if not plan.method.elementwise:
-        models = [model.reshape(job.output.shape) for model in models]
-        base = base.reshape(job.output.shape) if base is not None else None
-    merged = plan.method.fn(models, base, **job.parameters).flatten()
-    # One pass in cache; only a non-finite sum leads to the exact, slower look.
-    if not torch.isfinite(merged.sum()):
-        _check_finite(plan, job, models, base, merged)
-    result = merged.to(_dtype(job))
-    if job.output.dtype == "F16" and not torch.isfinite(result.sum()):
-        _check_overflow(job, result)
-    return result
-
-
-def _copy_slice(plan: MergePlan, job: TensorJob, start: int, stop: int) -> Tensor:
-    kept = plan.target.read(job.output.name, start, stop)
-    stored = plan.target.tensors[job.output.name].dtype
-    checked = is_known(stored) and is_floating(stored) and "finite" not in plan.forced
-    if checked and torch.isnan(kept.float() if kept.element_size() == 1 else kept).any():
-        raise NonFiniteError(
-            f"tensor {job.output.name!r} of {plan.target.reference} holds NaN; repair the "
-            "checkpoint, or copy it as it is with --force finite"
-        )
-    return kept.to(_dtype(job))
-
-
-def _check_finite(
-    plan: MergePlan, job: TensorJob, models: list[Tensor], base: Tensor | None, merged: Tensor
-) -> None:
-    inputs: list[tuple[tuple[Checkpoint, str], Tensor]] = list(
-        zip(job.sources, models, strict=True)
-    )
-    if job.base and base is not None:
-        inputs.append((job.base, base))
-    for (checkpoint, name), tensor in inputs:
-        if not torch.isfinite(tensor.float()).all():
-            raise NonFiniteError(
-                f"tensor {name!r} of {checkpoint.reference} holds NaN or infinity; repair the "
-                "checkpoint, or keep the target's tensor with an override"
-            )
-    if not torch.isfinite(merged).all():
-        raise NonFiniteError(
-            f"tensor {job.output.name!r} overflows when merged by {plan.method.name}; "
-            "use smaller weights or scale"
-        )
-
-
-def _check_overflow(job: TensorJob, result: Tensor) -> None:
-    if not torch.isfinite(result).all():
-        raise NonFiniteError(
-            f"tensor {job.output.name!r} overflows float16 when merged; set dtype: bfloat16"
-        )
 
 
 def _copy_non_weights(plan: MergePlan, folder: Path) -> None:
@@ -256,7 +200,3 @@ def _single_threaded_kernels() -> Iterator[None]:
 
 def _numel(job: TensorJob) -> int:
     return job.output.nbytes // item_size(job.output.dtype)
-
-
-def _dtype(job: TensorJob) -> torch.dtype:
-    return torch_dtype(job.output.dtype)

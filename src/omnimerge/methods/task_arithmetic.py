@@ -52,9 +52,10 @@ def task_arithmetic(
     if base is None:
         raise MethodError("task_arithmetic works on task vectors and needs a base")
     shares = equal_weights(weights, len(models))
-    # θ_base + λ Σ w (θ_t - θ_base): differences first, so that equal entries cancel exactly.
+    # Differences first, so that what a model did not change cancels exactly.
     origin = base.float()
-    merged = origin.clone()
+    merged, difference = origin.clone(), torch.empty_like(origin)
     for model, weight in zip(models, shares, strict=True):
-        merged.add_(torch.sub(model.float(), origin), alpha=scale * weight)
+        torch.sub(model.float(), origin, out=difference)
+        merged.add_(difference, alpha=scale * weight)
     return merged

@@ -1,1 +1,55 @@
-"""Coefficients to responses to a choice."""
+"""Coefficients to responses to a choice, without labels.
+
+Names are imported when they are used: importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omnimerge.search.criteria import CRITERIA, TIE_RULE, Selection, select
+    from omnimerge.search.grid import parse_grid
+    from omnimerge.search.labels import accuracy
+    from omnimerge.search.result import SearchResult, read_result
+    from omnimerge.search.run import search
+    from omnimerge.search.study import Study, run_study
+
+__all__ = [
+    "CRITERIA",
+    "TIE_RULE",
+    "SearchResult",
+    "Selection",
+    "Study",
+    "accuracy",
+    "parse_grid",
+    "read_result",
+    "run_study",
+    "search",
+    "select",
+]
+
+_HOME = {
+    "CRITERIA": "criteria",
+    "TIE_RULE": "criteria",
+    "SearchResult": "result",
+    "Selection": "criteria",
+    "Study": "study",
+    "accuracy": "labels",
+    "parse_grid": "grid",
+    "read_result": "result",
+    "run_study": "study",
+    "search": "run",
+    "select": "criteria",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,137 @@
+"""The vocabulary of the miniatures: a small byte-level BPE, read by Qwen2's own tokenizer class.
+
+It has the 256 bytes, so that it encodes any text, and one token for every word of the scenes and
+their questions, with and without the space before it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import Qwen2Tokenizer
+
+from omnimerge.bench import scenes
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<image>",
+    "<video>",
+)
+"""What Qwen2-VL and LLaVA-OneVision need beside words."""
+
+SIZE = 512
+"""Rows of the embedding; the last ones stand for no token, as in the published checkpoints."""
+
+_WORDS = (
+    "user assistant where is the what at how many objects are there which row in colour shape "
+    "describe scene object topmost fruit like floor on lowest toy wing leftmost"
+)
+
+_SPACE = "Ġ"  # how byte-level BPE writes a space
+
+
+def words() -> list[str]:
+    """List every word of roles, scenes, questions and answers, in a fixed order.
+
+    Returns:
+        The words, each once.
+    """
+    told = (
+        *scenes.COLOURS,
+        *scenes.SHAPES,
+        *scenes.ROWS,
+        *scenes.COLUMNS,
+        *scenes.NUMBERS,
+    )
+    renamed = (scenes.FRUITS, scenes.TOYS, scenes.FLOORS, scenes.WINGS)
+    found = [*_WORDS.split(), *told, *(word for names in renamed for word in names.values())]
+    return list(dict.fromkeys(found))
+
+
+def merges(vocabulary: Iterable[str]) -> list[tuple[str, str]]:
+    """Learn the merges of a byte-pair encoding that makes every given word one token.
+
+    Args:
+        vocabulary: The words, in letters of the byte-level alphabet.
+
+    Returns:
+        Pairs to merge, first things first: the most frequent pair, ties in alphabetical order.
+    """
+    pieces = [list(word) for word in vocabulary]
+    learned = []
+    while any(len(word) > 1 for word in pieces):
+        counts = Counter(pair for word in pieces for pair in pairwise(word))
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        learned.append(best)
+        pieces = [_merge(word, best) for word in pieces]
+    return learned
+
+
+def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join every occurrence of the pair, from the left."""
+    merged: list[str] = []
+    for piece in word:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
+
+
+def tokens() -> dict[str, int]:
+    """Number the tokens: bytes, then words and their parts, then the special tokens.
+
+    Returns:
+        Token to id.
+    """
+    ordered = [*sorted(ByteLevel.alphabet()), *("".join(pair) for pair in _learned())]
+    return {token: index for index, token in enumerate((*ordered, *SPECIAL_TOKENS))}
+
+
+def token_id(token: str) -> int:
+    """Return the id of a token.
+
+    Args:
+        token: One of `SPECIAL_TOKENS`, say.
+
+    Returns:
+        Its row in the embedding.
+    """
+    return tokens()[token]
+
+
+def tokenizer(chat_template: str) -> Qwen2Tokenizer:
+    """Build the tokenizer, the same one for the three models.
+
+    Args:
+        chat_template: Jinja source.
+
+    Returns:
+        A tokenizer of Qwen2's class.
+    """
+    return Qwen2Tokenizer(
+        vocab=tokens(),
+        merges=_learned(),
+        unk_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=list(SPECIAL_TOKENS),
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+        chat_template=chat_template,
+    )
+
+
+def _learned() -> list[tuple[str, str]]:
+    return merges([form for word in words() for form in (word, _SPACE + word)])

@@ -1,0 +1,88 @@
+"""Put merged tensors into a loaded model, in place, and prove that they arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from omnimerge.arch import memory_names
+from omnimerge.checkpoint import Checkpoint
+from omnimerge.errors import GenerationError, suggestion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class WeightSlots:
+    """The parameters of one loaded model, addressed by the checkpoint's names on disk.
+
+    Attributes:
+        folder: the checkpoint's folder, for messages.
+    """
+
+    def __init__(self, folder: Path, parameters: Mapping[str, Tensor], prefix: str = "") -> None:
+        self.folder = folder
+        with Checkpoint.open(folder) as checkpoint:
+            names = list(checkpoint.tensors)
+        disk = [name for name in names if name.startswith(prefix)] or names
+        places = memory_names(disk, list(parameters))
+        self._slots = {name: parameters[place] for name, place in places.items()}
+        self._given: frozenset[str] = frozenset()
+
+    @torch.no_grad()
+    def fill(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy tensors into the parameters, rounding to the parameters' dtype.
+
+        Args:
+            tensors: pairs of a name on disk and a tensor of that parameter's shape, of any
+                floating-point dtype, on any device. Every call must give at least the names of the
+                calls before it: a tensor left out would still hold an earlier merge.
+
+        Raises:
+            GenerationError: for an unknown name, a wrong shape, a name left out, or a parameter
+                that does not hold what was given when all are copied (two names for one tied
+                parameter that differ).
+        """
+        prints: dict[str, int] = {}
+        for name, tensor in tensors:
+            slot = self._slot(name, tensor)
+            value = tensor.to(device=slot.device, dtype=slot.dtype)
+            slot.copy_(value)
+            prints[name] = _fingerprint(value)
+        if left_out := sorted(self._given - prints.keys()):
+            raise GenerationError(
+                f"{len(left_out)} tensors set before were not set again (first: {left_out[0]!r}) "
+                "and still hold an earlier merge; give every merged tensor each time"
+            )
+        self._given = frozenset(prints)
+        for name, expected in prints.items():
+            if _fingerprint(self._slots[name]) != expected:
+                raise GenerationError(
+                    f"parameter {name!r} does not hold the tensor that was given; is it tied to "
+                    "another one that was given different values?"
+                )
+
+    def _slot(self, name: str, tensor: Tensor) -> Tensor:
+        slot = self._slots.get(name)
+        if slot is None:
+            raise GenerationError(
+                f"{self.folder} has no parameter {name!r}{suggestion(name, self._slots)}; use the "
+                "names of the target's checkpoint"
+            )
+        if slot.shape != tensor.shape:
+            raise GenerationError(
+                f"tensor {name!r} has shape {tuple(tensor.shape)}, the model's parameter "
+                f"{tuple(slot.shape)}; merge towards this target"
+            )
+        return slot
+
+
+def _fingerprint(tensor: Tensor) -> int:
+    """The sum of the bit patterns: equal for equal bits, and cheap on every device."""
+    bits = tensor.detach().reshape(-1).view(_INTEGERS[tensor.element_size()])
+    return int(bits.sum(dtype=torch.int64))

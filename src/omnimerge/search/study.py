@@ -1,0 +1,212 @@
+"""Evaluate points one after the other into a folder; what is finished is never done again.
+
+A study knows neither models nor labels: it asks a function for the answers at a point.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from omnimerge.errors import SearchError
+from omnimerge.search.result import RESULT_NAME
+from omnimerge.search.store import AnswerStore, write_atomically
+
+if TYPE_CHECKING:
+    from omnimerge.generate import Response
+
+SETTINGS_NAME = "settings.json"
+RESPONSES_NAME = "responses"
+HELDOUT_NAME = "heldout"
+
+_LOCK_NAME = ".lock"
+
+Evaluate = Callable[[float], "Sequence[Response]"]
+
+
+class Study:
+    """A folder of answers, locked while it is open.
+
+    Use as a context manager. `settings` is everything that an answer depends on (recipe, prompts,
+    lengths, seed); a folder keeps the answers of one setting. The grid is no part of it, so that a
+    finer grid or another criterion reuses what is there.
+
+    Attributes:
+        folder: the folder.
+        store: the answers.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        ids: Sequence[str],
+        *,
+        parameter: str = "alpha",
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.store = AnswerStore(folder / RESPONSES_NAME, ids, parameter)
+        self._settings = json.loads(json.dumps(settings))
+        self._overwrite = overwrite
+        self._lock: int | None = None
+
+    def __enter__(self) -> Study:
+        self._acquire()
+        try:
+            self._check_settings()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._release()
+
+    def run(
+        self,
+        points: Sequence[float],
+        evaluate: Evaluate,
+        *,
+        on_point: Callable[[float, bool], None] | None = None,
+    ) -> list[list[Response]]:
+        """Answer the prompts at every point, in order; points on disk are only read.
+
+        Args:
+            points: the coefficients.
+            evaluate: coefficient -> one response per prompt, in order.
+            on_point: called after each point with the coefficient and whether it was evaluated
+                now (False: it was on disk).
+
+        Returns:
+            The responses per point.
+
+        Raises:
+            SearchError: if a point's responses do not match the prompts or cannot be written.
+        """
+        answers = []
+        for point in points:
+            found = self.store.read(point)
+            evaluated = found is None
+            if found is None:
+                found = list(evaluate(point))
+                self.store.write(point, found)
+            answers.append(found)
+            if on_point is not None:
+                on_point(point, evaluated)
+        return answers
+
+    def _acquire(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise SearchError(
+                f"cannot use {self.folder} ({error.strerror}); choose another output folder"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            busy = error.errno in (errno.EAGAIN, errno.EACCES)
+            reason = "another search is writing into it" if busy else str(error.strerror)
+            raise SearchError(
+                f"cannot lock {self.folder}: {reason}; wait for it or choose another folder"
+            ) from error
+        self._lock = lock
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)  # which frees the lock; the file stays, for the next one
+            self._lock = None
+
+    def _check_settings(self) -> None:
+        """Refuse a folder of other settings or other files; record the settings in a new one."""
+        file = self.folder / SETTINGS_NAME
+        if file.exists():
+            changed = self._changed(file)
+            if changed and not self._overwrite:
+                raise SearchError(
+                    f"{self.folder} holds a search with other settings ({'; '.join(changed)}); "
+                    "choose another folder, or overwrite it"
+                )
+        elif not self._overwrite and self._foreign():
+            raise SearchError(
+                f"{self.folder} is not empty and holds no search (it has {self._foreign()[0]!r}); "
+                "choose an empty folder, or overwrite it"
+            )
+        if self._overwrite:
+            self.store.clear()
+            AnswerStore(self.folder / HELDOUT_NAME, (), self.store.parameter).clear()
+            (self.folder / RESULT_NAME).unlink(missing_ok=True)
+        write_atomically(file, json.dumps(self._settings, indent=1) + "\n")
+
+    def _changed(self, file: Path) -> list[str]:
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return [f"{file.name} cannot be read"]
+        if not isinstance(before, dict):
+            return [f"{file.name} cannot be read"]
+        keys = [
+            key
+            for key in {**before, **self._settings}
+            if before.get(key) != self._settings.get(key)
+        ]
+        return [
+            f"{key}: {_short(before.get(key))} there, {_short(self._settings.get(key))} here"
+            for key in keys
+        ]
+
+    def _foreign(self) -> list[str]:
+        return sorted(f.name for f in self.folder.iterdir() if f.name != _LOCK_NAME)
+
+
+def run_study(
+    points: Sequence[float],
+    evaluate: Evaluate,
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    ids: Sequence[str],
+    parameter: str = "alpha",
+    overwrite: bool = False,
+    on_point: Callable[[float, bool], None] | None = None,
+) -> list[list[Response]]:
+    """Open a `Study`, evaluate the points that it lacks, and close it.
+
+    Args:
+        points: the coefficients.
+        evaluate: coefficient -> one response per prompt, in order.
+        folder: where the answers go; created if it is not there.
+        settings: everything that an answer depends on, as JSON values.
+        ids: the prompts' ids, in order.
+        parameter: the keyword that is searched; part of the files' names.
+        overwrite: whether answers that are there, of these or other settings, are thrown away.
+        on_point: called after each point, see `Study.run`.
+
+    Returns:
+        The responses per point.
+
+    Raises:
+        SearchError: if the folder is in use or belongs to other settings, or if the responses do
+            not match the prompts.
+    """
+    with Study(folder, settings, ids, parameter=parameter, overwrite=overwrite) as study:
+        return study.run(points, evaluate, on_point=on_point)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

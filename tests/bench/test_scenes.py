@@ -1,0 +1,183 @@
+"""Answers worked by hand on one scene, for every kind of question; prompt files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omnimerge.bench import scenes
+from omnimerge.errors import PromptError
+
+#   red circle     .            blue cross
+#   .              .            .
+#   red triangle   green cross  .
+SCENE = scenes.Scene(
+    (
+        scenes.Item("green", "cross", "bottom", "center"),
+        scenes.Item("red", "circle", "top", "left"),
+        scenes.Item("blue", "cross", "top", "right"),
+        scenes.Item("red", "triangle", "bottom", "left"),
+    )
+)
+
+BY_HAND = {
+    "where": {
+        "where is the green cross?": "bottom center",
+        "where is the red circle?": "top left",
+        "where is the blue cross?": "top right",
+        "where is the red triangle?": "bottom left",
+    },
+    "what": {
+        "what is at the bottom center?": "green cross",
+        "what is at the top left?": "red circle",
+        "what is at the top right?": "blue cross",
+        "what is at the bottom left?": "red triangle",
+    },
+    "count": {"how many objects are there?": "four"},
+    "row": {
+        "which row is the green cross in?": "bottom",
+        "which row is the red circle in?": "top",
+        "which row is the blue cross in?": "top",
+        "which row is the red triangle in?": "bottom",
+    },
+    "colour": {"what colour is the circle?": "red", "what colour is the triangle?": "red"},
+    "shape": {
+        "what shape is the green object?": "cross",
+        "what shape is the blue object?": "cross",
+    },
+    "topmost": {},  # two objects share the top row
+    "fruit": {
+        "which fruit is the circle like?": "cherry",
+        "which fruit is the triangle like?": "cherry",
+    },
+    "floor": {
+        "which floor is the green cross on?": "cellar",
+        "which floor is the red circle on?": "attic",
+        "which floor is the blue cross on?": "attic",
+        "which floor is the red triangle on?": "cellar",
+    },
+    "lowest": {},
+    "toy": {
+        "which toy is the green object like?": "kite",
+        "which toy is the blue object like?": "kite",
+    },
+    "wing": {
+        "which wing is the green cross in?": "hall",
+        "which wing is the red circle in?": "west",
+        "which wing is the blue cross in?": "east",
+        "which wing is the red triangle in?": "west",
+    },
+    "leftmost": {},
+}
+
+
+@pytest.mark.parametrize("kind", scenes.KINDS)
+def test_answers_worked_by_hand(kind):
+    found = {question.text: question.answer for question in scenes.questions(SCENE, kind)}
+
+    assert found == BY_HAND[kind]
+
+
+def test_extremes_where_one_object_alone_is_there():
+    scene = scenes.Scene((*SCENE.items[:2], scenes.Item("blue", "square", "middle", "right")))
+
+    answers = [
+        question.answer
+        for kind in ("topmost", "lowest", "leftmost")
+        for question in scenes.questions(scene, kind)
+    ]
+
+    assert answers == ["red circle", "green cross", "red circle"]
+
+
+def test_every_kind_belongs_to_one_group():
+    groups = (*scenes.SHARED_KINDS, *scenes.TARGET_KINDS, *scenes.DONOR_KINDS)
+
+    assert sorted(groups) == sorted(BY_HAND)
+
+
+def test_unknown_kind_is_named():
+    with pytest.raises(
+        PromptError, match="unknown kind of question 'colur', did you mean 'colour'"
+    ):
+        scenes.questions(SCENE, "colur")
+
+
+def test_scene_in_words():
+    assert scenes.tell(SCENE) == (
+        "green cross bottom center, red circle top left, "
+        "blue cross top right, red triangle bottom left."
+    )
+
+
+def test_scene_in_pixels():
+    image = scenes.draw(SCENE)
+
+    assert image.size == (32, 32)
+    assert image.mode == "RGB"
+    assert image.getpixel((6, 6)) == scenes.COLOURS["red"]  # the middle of the top left cell
+    assert image.getpixel((26, 6)) == scenes.COLOURS["blue"]
+    assert image.getpixel((16, 26)) == scenes.COLOURS["green"]
+    assert image.getpixel((16, 16)) == image.getpixel((0, 0))  # an empty cell
+
+
+def test_no_two_looks_are_drawn_alike():
+    drawn = {
+        scenes.draw(scenes.Scene((scenes.Item(colour, shape, "middle", "center"),))).tobytes()
+        for colour in scenes.COLOURS
+        for shape in scenes.SHAPES
+    }
+
+    assert len(drawn) == len(scenes.COLOURS) * len(scenes.SHAPES)
+
+
+def test_scenes_have_three_to_five_different_objects():
+    rng = np.random.default_rng(0)
+
+    for scene in (scenes.random_scene(rng) for _ in range(200)):
+        assert 3 <= len(scene.items) <= 5
+        assert len({item.name for item in scene.items}) == len(scene.items)
+        assert len({item.place for item in scene.items}) == len(scene.items)
+
+
+def test_prompt_file(tmp_path):
+    path = scenes.write_prompts(tmp_path, count=26, seed=3)
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["kind"] for line in lines] == 2 * list(scenes.KINDS)
+    assert all(list(line) == ["id", "prompt", "image", "answer", "kind"] for line in lines)
+    assert len({line["id"] for line in lines}) == 26
+    with Image.open(tmp_path / lines[0]["image"]) as image:
+        assert image.size == (32, 32)
+
+
+def test_prompt_file_without_labels(tmp_path):
+    path = scenes.write_prompts(tmp_path, count=2, seed=3, kinds=["count"], labels=False)
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [list(line) for line in lines] == [["id", "prompt", "image"]] * 2
+    assert lines[0]["prompt"] == "how many objects are there?"
+
+
+def test_same_seed_same_files(tmp_path):
+    first, again, other = (
+        scenes.write_prompts(tmp_path / name, count=5, seed=seed)
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
+
+    assert first.read_text() == again.read_text() != other.read_text()
+    for image in (tmp_path / "first" / "images").iterdir():
+        assert image.read_bytes() == (tmp_path / "again" / "images" / image.name).read_bytes()
+
+
+def test_scenes_need_no_torch():
+    code = (
+        "import sys, omnimerge.bench.scenes, omnimerge.bench.zoo; sys.exit('torch' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

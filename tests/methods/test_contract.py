@@ -1,0 +1,138 @@
+"""What every merge method must satisfy. New methods are picked up from the registry."""
+
+import inspect
+
+import pytest
+import torch
+
+from omnimerge.errors import MethodError
+from omnimerge.methods import all_methods, merge_tensors
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [(7,), (4, 6), (2, 3, 5), (), (0,), (0, 4)]
+
+
+@pytest.fixture(params=sorted(all_methods()))
+def method(request):
+    return all_methods()[request.param]
+
+
+def parameters(method):
+    """Every required keyword, at the middle of its range."""
+    return {
+        p.name: (p.range.low + p.range.high) / 2 if p.range else 0.5
+        for p in method.params
+        if p.required
+    }
+
+
+def count(method):
+    return min(3, method.models[1] or 3)
+
+
+def draw(method, shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for _ in range(count(method) + 1)]
+    return tensors[1:], tensors[0]
+
+
+def test_the_registry_is_not_empty():
+    assert {"adamms", "linear", "average", "task_arithmetic"} <= set(all_methods())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_shape_dtype_and_finiteness(method, shape, dtype):
+    models, base = draw(method, shape, dtype=dtype)
+    merged = method(models, base, **parameters(method))
+    assert merged.shape == torch.Size(shape)
+    assert merged.dtype == torch.float32
+    assert merged.isfinite().all()
+
+
+def test_merging_copies_of_the_base_returns_the_base(method):
+    _, base = draw(method, (4, 6))
+    merged = method([base.clone() for _ in range(count(method))], base, **parameters(method))
+    torch.testing.assert_close(merged, base)
+
+
+def test_inputs_are_not_modified(method):
+    models, base = draw(method, (4, 6))
+    before = [t.clone() for t in (*models, base)]
+    method(models, base, **parameters(method))
+    assert all(torch.equal(a, b) for a, b in zip(before, (*models, base), strict=True))
+
+
+def test_the_result_is_a_new_tensor(method):
+    models, base = draw(method, (4, 6))
+    merged = method(models, base, **parameters(method))
+    assert merged.data_ptr() not in {t.data_ptr() for t in (*models, base)}
+
+
+def test_same_inputs_give_the_same_bits(method):
+    models, base = draw(method, (4, 6))
+    chosen = parameters(method)
+    assert torch.equal(method(models, base, **chosen), method(models, base, **chosen))
+
+
+def test_elementwise_methods_may_be_applied_in_slices(method):
+    if not method.elementwise:
+        return
+    models, base = draw(method, (64,))
+    whole = method(models, base, **parameters(method))
+    halves = [
+        method([m[part] for m in models], base[part], **parameters(method))
+        for part in (slice(0, 30), slice(30, 64))
+    ]
+    assert torch.equal(whole, torch.cat(halves))
+
+
+def test_every_parameter_has_an_effect(method):
+    models, base = draw(method, (4, 6))
+    chosen = parameters(method) or {}
+    for p in method.params:
+        # Unequal weights that do not sum to one, so that `normalize` matters too.
+        start = {"weights": [1.0, 3.0, 0.5]} if any(q.per_model for q in method.params) else {}
+        reference = method(models, base, **{**start, **chosen})
+        if p.per_model:
+            other = [2.0, 1.0, 1.0]
+        elif p.kind is bool:
+            other = not p.default
+        else:
+            other = p.range.low + 0.9 * (p.range.high - p.range.low)
+        changed = method(models, base, **{**start, **chosen, p.name: other})
+        assert not torch.equal(changed, reference), p.name
+
+
+def test_wrong_calls_are_explained(method):
+    models, base = draw(method, (4, 6))
+    with pytest.raises(MethodError, match="no such parameter"):
+        method(models, base, **parameters(method), alhpa=1)
+    with pytest.raises(MethodError, match="different shapes"):
+        method([*models[:-1], models[-1].T], base, **parameters(method))
+    with pytest.raises(MethodError, match="models"):
+        method([], base, **parameters(method))
+    for p in method.params:
+        if p.range:
+            value = p.range.high + 1
+            value = [value] * count(method) if p.per_model else value
+            with pytest.raises(MethodError, match=f"{p.name}: .* is not in"):
+                method(models, base, **{**parameters(method), p.name: value})
+
+
+def test_is_documented(method):
+    doc = inspect.getdoc(method.fn)
+    assert method.paper.startswith("https://")
+    assert "Reference:" in doc
+    assert "Differences from the authors' code:" in doc
+    assert all(f"{p.name}:" in doc for p in method.params)
+
+
+def test_a_method_without_its_base_is_refused():
+    with pytest.raises(MethodError, match="needs a base"):
+        merge_tensors("task_arithmetic", [torch.ones(2)])
+
+
+def test_merge_tensors_names_the_closest_method():
+    with pytest.raises(Exception, match="did you mean 'linear'"):
+        merge_tensors("liner", [torch.ones(2)])

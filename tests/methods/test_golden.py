@@ -1,0 +1,30 @@
+"""Methods against what published implementations give (tests/golden, its cases.json says which)."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from omnimerge.methods import all_methods, merge_tensors
+
+NAMES = ("square.weight", "tall.weight", "wide.weight")
+CASES = ("case00", "case01", "case24", "case25", "case26", "case38")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(case, golden):
+    spec = next(c for c in json.loads((golden / "cases.json").read_text()) if c["case"] == case)
+    assert spec["method"] in all_methods()
+    tensors = load_file(golden / "golden.safetensors")
+    for name in NAMES:
+        models = [tensors[f"expert{i}/{name}"] for i in range(spec["models"])]
+        base = tensors[f"base/{name}"] if spec["base"] else None
+        merged = merge_tensors(spec["method"], models, base, **spec["parameters"])
+        expected = tensors[f"{case}/{name}"]
+        error = (merged.double() - expected.double()).norm() / expected.double().norm()
+        assert error <= 1e-5, name
+
+
+def test_every_case_of_a_method_that_exists_is_listed(golden):
+    cases = json.loads((golden / "cases.json").read_text())
+    assert {c["case"] for c in cases if c["method"] in all_methods()} == set(CASES)
