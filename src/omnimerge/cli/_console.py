@@ -118,13 +118,19 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
     return parameters
 
 
-def recipe_from(source: str | None, options: dict[str, Any], parameters: Sequence[str]) -> Any:
+def recipe_from(
+    source: str | None,
+    options: dict[str, Any],
+    parameters: Sequence[str],
+    defaults: dict[str, Any] | None = None,
+) -> Any:
     """Build a recipe from a file, from options, or from a file with options that replace its keys.
 
     Args:
         source: the recipe file, if any.
         options: recipe keys as given on the command line; None and empty ones are left out.
         parameters: ``--param`` options.
+        defaults: keywords of the method to use where none are given.
 
     Returns:
         The recipe.
@@ -142,14 +148,15 @@ def recipe_from(source: str | None, options: dict[str, Any], parameters: Sequenc
     if source is None:
         if "method" not in given:
             raise click.UsageError("give a recipe file, or --method with --model")
-        return load_recipe({**given, **({"parameters": values} if values else {})})
-    recipe = load_recipe(source)
+        values = {"parameters": values} if values else {}
+        return load_recipe({**given, **values}, defaults=defaults)
+    recipe = load_recipe(source, defaults={**(defaults or {}), **values})
     if not given and not values:
         return recipe
     merged = {**recipe.model_dump(exclude_unset=True), **given}
     if values:
         merged["parameters"] = {**merged.get("parameters", {}), **values}
-    return load_recipe(merged)
+    return load_recipe(merged, defaults=defaults)
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:

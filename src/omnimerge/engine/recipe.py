@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from omnimerge.errors import RecipeError, UnknownMethodError, suggestion
-from omnimerge.methods import MergeMethod, get_method
+from omnimerge.methods import MergeMethod, all_methods, get_method
 
 Selection = Literal["all", "language_model", "linear"]
 _UNITS = {
@@ -163,13 +163,17 @@ class Recipe(_Strict):
         return len(self.models) + self.merge_method.takes_target
 
 
-def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, *, defaults: Mapping[str, Any] | None = None
+) -> Recipe:
     """Read and check a recipe.
 
     Relative paths in a file are looked up beside the file first, then in the working directory.
 
     Args:
         source: a YAML file, or the mapping it would hold.
+        defaults: keywords of the method to use where the recipe has none, such as the one that a
+            search is going to set; those that the method does not have are ignored.
 
     Returns:
         The recipe.
@@ -180,10 +184,19 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     if isinstance(source, Recipe):
         return source
     if isinstance(source, Mapping):
-        return _validate(dict(source), "recipe")
+        return _validate(_with_defaults(dict(source), defaults or {}), "recipe")
     path = Path(source)
-    raw = _read_yaml(path)
-    return _validate(_beside(raw, path.parent), str(path))
+    raw = _beside(_read_yaml(path), path.parent)
+    return _validate(_with_defaults(raw, defaults or {}), str(path))
+
+
+def _with_defaults(raw: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    given = raw.get("parameters") or {}
+    method = all_methods().get(str(raw.get("method")))
+    if not defaults or method is None or not isinstance(given, Mapping):
+        return raw
+    known = {param.name for param in method.params}
+    return {**raw, "parameters": {k: v for k, v in defaults.items() if k in known} | dict(given)}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

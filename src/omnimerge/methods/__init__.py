@@ -2,8 +2,13 @@
 
 To add one, copy `linear.py`, register it with `@merge_method`, import it below, and give it a
 hand-worked example in ``tests/methods/test_<name>.py``. The contract tests, the recipe schema, the
-command line and the docs pick it up by themselves.
+command line and the docs pick it up by themselves. The package can be called:
+``omnimerge.methods()`` is ``omnimerge.methods.all_methods()``.
 """
+
+import sys
+from collections.abc import Mapping
+from types import ModuleType
 
 from omnimerge.methods._registry import (
     MergeMethod,
@@ -30,3 +35,14 @@ __all__ = [
     "merge_tensors",
     "task_arithmetic",
 ]
+
+
+class _CallableRoom(ModuleType):
+    """Makes the room callable: the public API has a function of the same name."""
+
+    def __call__(self) -> Mapping[str, MergeMethod]:
+        """Return every registered method by name."""
+        return all_methods()
+
+
+sys.modules[__name__].__class__ = _CallableRoom

@@ -1,5 +1,6 @@
-"""Result files to Markdown, HTML and model cards. Reads what other rooms wrote, nothing else."""
+"""Result files to HTML pages and model cards. Reads what other rooms wrote, nothing else."""
 
 from omnimerge.report.card import render_card, write_card
+from omnimerge.report.search import write_search_report
 
-__all__ = ["render_card", "write_card"]
+__all__ = ["render_card", "write_card", "write_search_report"]

@@ -1,11 +1,14 @@
 """Coefficients to responses to a choice, without labels.
 
-Names are imported when they are used: importing this package loads no torch.
+Names are imported when they are used: importing this package loads no torch. The package can be
+called: ``omnimerge.search(recipe, prompts, out)`` is ``omnimerge.search.search(...)``.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,3 +56,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
+
+
+class _CallableRoom(ModuleType):
+    """Makes the room callable: the public API has a function of the same name."""
+
+    def __call__(self, *args: Any, **keywords: Any) -> SearchResult:
+        """Run `omnimerge.search.search`."""
+        result: SearchResult = self.search(*args, **keywords)
+        return result
+
+
+sys.modules[__name__].__class__ = _CallableRoom

@@ -18,7 +18,6 @@ from omnimerge.engine.manifest import versions
 from omnimerge.errors import PromptError, SearchError, suggestion
 from omnimerge.generate import Generator, Prompt, read_prompts, without_answers
 from omnimerge.generate import sample as draw
-from omnimerge.methods import all_methods
 from omnimerge.search.criteria import get_criterion, select
 from omnimerge.search.diagnostics import diagnose
 from omnimerge.search.grid import parse_grid
@@ -189,9 +188,7 @@ def _plan(
     force: Collection[str],
 ) -> MergePlan:
     """The plan of the merge, after checking that every point is legal."""
-    if isinstance(recipe, Mapping):
-        recipe = _with_start(recipe, parameter, points[0])
-    loaded = load_recipe(recipe)
+    loaded = load_recipe(recipe, defaults={parameter: points[0]})
     numbers = [
         p.name for p in loaded.merge_method.params if p.kind in (int, float) and not p.per_model
     ]
@@ -204,14 +201,6 @@ def _plan(
     for point in points:
         with_parameters(plan, {parameter: point})
     return plan
-
-
-def _with_start(raw: Mapping[str, Any], parameter: str, start: float) -> Mapping[str, Any]:
-    """The recipe with a value for what is searched, which its writer need not give."""
-    method = all_methods().get(str(raw.get("method")))
-    if method is None or parameter not in [param.name for param in method.params]:
-        return raw
-    return {**raw, "parameters": {parameter: start, **(raw.get("parameters") or {})}}
 
 
 def _settings(
