@@ -9,14 +9,14 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 torch.set_num_threads(1)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what third parties warn of while being imported
-    import tiny_models  # noqa: E402
+    import tiny_models
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -13,86 +13,125 @@ from PIL import Image
 from omnimerge.bench import scenes
 from omnimerge.errors import PromptError
 
-#   red circle     .            blue cross
+#   red circle     .            blue square
 #   .              .            .
-#   red triangle   green cross  .
+#   white ring     green cross  .
 SCENE = scenes.Scene(
     (
         scenes.Item("green", "cross", "bottom", "center"),
         scenes.Item("red", "circle", "top", "left"),
-        scenes.Item("blue", "cross", "top", "right"),
-        scenes.Item("red", "triangle", "bottom", "left"),
+        scenes.Item("blue", "square", "top", "right"),
+        scenes.Item("white", "ring", "bottom", "left"),
+    )
+)
+
+#   .              .                yellow triangle
+#   .              red circle       .
+#   white ring     .                .
+DIAGONAL = scenes.Scene(
+    (
+        scenes.Item("red", "circle", "middle", "center"),
+        scenes.Item("yellow", "triangle", "top", "right"),
+        scenes.Item("white", "ring", "bottom", "left"),
     )
 )
 
 BY_HAND = {
     "where": {
-        "where is the green cross?": "bottom center",
-        "where is the red circle?": "top left",
-        "where is the blue cross?": "top right",
-        "where is the red triangle?": "bottom left",
+        "where is the cross?": "bottom center",
+        "where is the circle?": "top left",
+        "where is the square?": "top right",
+        "where is the ring?": "bottom left",
     },
-    "what": {
-        "what is at the bottom center?": "green cross",
-        "what is at the top left?": "red circle",
-        "what is at the top right?": "blue cross",
-        "what is at the bottom left?": "red triangle",
-    },
+    "what": {},  # two objects in either row
     "count": {"how many objects are there?": "four"},
     "row": {
-        "which row is the green cross in?": "bottom",
-        "which row is the red circle in?": "top",
-        "which row is the blue cross in?": "top",
-        "which row is the red triangle in?": "bottom",
+        "which row is the cross in?": "bottom",
+        "which row is the circle in?": "top",
+        "which row is the square in?": "top",
+        "which row is the ring in?": "bottom",
     },
-    "colour": {"what colour is the circle?": "red", "what colour is the triangle?": "red"},
+    "colour": {
+        "what colour is the cross?": "green",
+        "what colour is the circle?": "red",
+        "what colour is the square?": "blue",
+        "what colour is the ring?": "white",
+    },
     "shape": {
         "what shape is the green object?": "cross",
-        "what shape is the blue object?": "cross",
+        "what shape is the red object?": "circle",
+        "what shape is the blue object?": "square",
+        "what shape is the white object?": "ring",
     },
     "topmost": {},  # two objects share the top row
     "fruit": {
+        "which fruit is the cross like?": "lime",
         "which fruit is the circle like?": "cherry",
-        "which fruit is the triangle like?": "cherry",
+        "which fruit is the square like?": "plum",
+        "which fruit is the ring like?": "coconut",
     },
     "floor": {
-        "which floor is the green cross on?": "cellar",
-        "which floor is the red circle on?": "attic",
-        "which floor is the blue cross on?": "attic",
-        "which floor is the red triangle on?": "cellar",
+        "which floor is the cross on?": "cellar",
+        "which floor is the circle on?": "attic",
+        "which floor is the square on?": "attic",
+        "which floor is the ring on?": "cellar",
     },
     "lowest": {},
     "toy": {
         "which toy is the green object like?": "kite",
-        "which toy is the blue object like?": "kite",
+        "which toy is the red object like?": "ball",
+        "which toy is the blue object like?": "box",
+        "which toy is the white object like?": "hoop",
     },
     "wing": {
-        "which wing is the green cross in?": "hall",
-        "which wing is the red circle in?": "west",
-        "which wing is the blue cross in?": "east",
-        "which wing is the red triangle in?": "west",
+        "which wing is the cross in?": "hall",
+        "which wing is the circle in?": "west",
+        "which wing is the square in?": "east",
+        "which wing is the ring in?": "west",
     },
     "leftmost": {},
 }
 
+ON_THE_DIAGONAL = {
+    "what": {
+        "what is in the top row?": "yellow triangle",
+        "what is in the middle row?": "red circle",
+        "what is in the bottom row?": "white ring",
+    },
+    "count": {"how many objects are there?": "three"},
+    "topmost": {"which object is topmost?": "yellow triangle"},
+    "lowest": {"which object is lowest?": "white ring"},
+    "leftmost": {"which object is leftmost?": "white ring"},
+    "fruit": {
+        "which fruit is the circle like?": "cherry",
+        "which fruit is the triangle like?": "lemon",
+        "which fruit is the ring like?": "coconut",
+    },
+    "floor": {
+        "which floor is the circle on?": "parlour",
+        "which floor is the triangle on?": "attic",
+        "which floor is the ring on?": "cellar",
+    },
+    "toy": {
+        "which toy is the red object like?": "ball",
+        "which toy is the yellow object like?": "tent",
+        "which toy is the white object like?": "hoop",
+    },
+}
+
+
+def asked(scene, kind):
+    return {question.text: question.answer for question in scenes.questions(scene, kind)}
+
 
 @pytest.mark.parametrize("kind", scenes.KINDS)
 def test_answers_worked_by_hand(kind):
-    found = {question.text: question.answer for question in scenes.questions(SCENE, kind)}
-
-    assert found == BY_HAND[kind]
+    assert asked(SCENE, kind) == BY_HAND[kind]
 
 
-def test_extremes_where_one_object_alone_is_there():
-    scene = scenes.Scene((*SCENE.items[:2], scenes.Item("blue", "square", "middle", "right")))
-
-    answers = [
-        question.answer
-        for kind in ("topmost", "lowest", "leftmost")
-        for question in scenes.questions(scene, kind)
-    ]
-
-    assert answers == ["red circle", "green cross", "red circle"]
+@pytest.mark.parametrize("kind", ON_THE_DIAGONAL)
+def test_answers_on_the_diagonal_worked_by_hand(kind):
+    assert asked(DIAGONAL, kind) == ON_THE_DIAGONAL[kind]
 
 
 def test_every_kind_belongs_to_one_group():
@@ -110,8 +149,8 @@ def test_unknown_kind_is_named():
 
 def test_scene_in_words():
     assert scenes.tell(SCENE) == (
-        "green cross bottom center, red circle top left, "
-        "blue cross top right, red triangle bottom left."
+        "bottom center green cross, top left red circle, "
+        "top right blue square, bottom left white ring."
     )
 
 
@@ -141,7 +180,8 @@ def test_scenes_have_three_to_five_different_objects():
 
     for scene in (scenes.random_scene(rng) for _ in range(200)):
         assert 3 <= len(scene.items) <= 5
-        assert len({item.name for item in scene.items}) == len(scene.items)
+        assert len({item.colour for item in scene.items}) == len(scene.items)
+        assert len({item.shape for item in scene.items}) == len(scene.items)
         assert len({item.place for item in scene.items}) == len(scene.items)
 
 

@@ -1,5 +1,6 @@
 """Opening and reading checkpoints, whole and broken."""
 
+import contextlib
 import json
 import struct
 
@@ -183,10 +184,8 @@ def test_hostile_headers_are_refused(tmp_path, header, data):
 def test_any_bytes_are_read_or_refused(raw, tmp_path_factory):
     file = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
     file.write_bytes(raw)
-    try:
+    with contextlib.suppress(CheckpointError):
         read_safetensors_header(file)
-    except CheckpointError:
-        pass
 
 
 def _truncate(file, size):

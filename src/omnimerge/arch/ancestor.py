@@ -109,4 +109,4 @@ def _cosine(a: Tensor, b: Tensor) -> float | None:
     norm = float(a.norm()) * float(b.norm())
     if norm == 0 or norm != norm or norm == float("inf"):
         return None  # zero says nothing; non-finite input is reported by the merge itself
-    return float(a @ b) / norm
+    return float((a * b).sum()) / norm

@@ -21,4 +21,5 @@ def config_defaults(model_type: str) -> dict[str, Any]:
     if model_type not in CONFIG_MAPPING:
         return {}
     defaults: dict[str, Any] = CONFIG_MAPPING[model_type]().to_dict()
+    defaults.pop("head_dim", None)  # follows from the heads and the shapes
     return defaults

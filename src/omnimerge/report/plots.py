@@ -34,8 +34,9 @@ def search_curves(result: SearchResult) -> str:
             panels, 1, sharex=True, figsize=(6.4, 2.3 * panels + 0.4), squeeze=False
         )
         xs = [point.alpha for point in result.points]
-        scores = [(p.alpha, p.score) for p in result.points if p.score is not None]
-        _panel(axes[0, 0], *zip(*scores, strict=True), result.selected)
+        scored = [p for p in result.points if p.score is not None]
+        scores = [p.score for p in scored if p.score is not None]
+        _panel(axes[0, 0], [p.alpha for p in scored], scores, result.selected)
         axes[0, 0].set_title(
             f"{result.criterion}: answers that change (fewer is better)",
             loc="left", fontsize=10, color=_INK,

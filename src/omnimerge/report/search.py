@@ -40,7 +40,7 @@ def write_search_report(folder: Path) -> Path:
     page = environment.get_template("search.html").render(
         result=result,
         tie_rule=TIE_RULE,
-        curves=Markup(search_curves(result)),  # noqa: S704 - our own drawing, numbers only
+        curves=Markup(search_curves(result)),  # our own drawing, numbers only
         best=_best(result),
         labelled=result.heldout is not None,
         changing=_changing_answers(folder, result),
