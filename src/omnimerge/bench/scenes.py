@@ -26,15 +26,16 @@ COLOURS = {
     "green": (40, 170, 60),
     "blue": (50, 80, 230),
     "yellow": (235, 205, 40),
+    "white": (235, 235, 235),
 }
 """Colour name to RGB."""
 
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
-FRUITS = {"red": "cherry", "green": "lime", "blue": "plum", "yellow": "lemon"}
-TOYS = {"circle": "ball", "square": "box", "triangle": "tent", "cross": "kite"}
+FRUITS = {"red": "cherry", "green": "lime", "blue": "plum", "yellow": "lemon", "white": "coconut"}
+TOYS = {"circle": "ball", "square": "box", "triangle": "tent", "cross": "kite", "ring": "hoop"}
 FLOORS = {"top": "attic", "middle": "parlour", "bottom": "cellar"}
 WINGS = {"left": "west", "center": "hall", "right": "east"}
 
@@ -64,7 +65,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects on the grid; no two share a cell, no two have both colour and shape in common."""
+    """Objects on the grid; no two share a cell, a colour or a shape."""
 
     items: tuple[Item, ...]
 
@@ -90,17 +91,17 @@ def random_scene(rng: np.random.Generator, *, fewest: int = 3) -> Scene:
     """
     number = int(rng.integers(fewest, 6))
     cells = rng.choice(len(ROWS) * len(COLUMNS), size=number, replace=False)
-    looks = rng.choice(len(COLOURS) * len(SHAPES), size=number, replace=False)
-    colours = tuple(COLOURS)
+    colours = rng.permutation(tuple(COLOURS))
+    shapes = rng.permutation(SHAPES)
     return Scene(
         tuple(
             Item(
-                colours[int(look) // len(SHAPES)],
-                SHAPES[int(look) % len(SHAPES)],
+                str(colours[index]),
+                str(shapes[index]),
                 ROWS[int(cell) // len(COLUMNS)],
                 COLUMNS[int(cell) % len(COLUMNS)],
             )
-            for cell, look in zip(cells, looks, strict=True)
+            for index, cell in enumerate(cells)
         )
     )
 
@@ -112,9 +113,9 @@ def tell(scene: Scene) -> str:
         scene: The scene.
 
     Returns:
-        One sentence, such as ``red circle top left, blue cross middle center.``
+        One sentence, such as ``top left red circle, middle center blue cross.``
     """
-    return ", ".join(f"{item.name} {item.place}" for item in scene.items) + "."
+    return ", ".join(f"{item.place} {item.name}" for item in scene.items) + "."
 
 
 def draw(scene: Scene) -> Image.Image:
@@ -146,6 +147,8 @@ def _paint(
         brush.rectangle((left, upper, right, lower), fill=fill)
     elif shape == "triangle":
         brush.polygon(((left, lower), (right, lower), (left + 3, upper), (left + 4, upper)), fill)
+    elif shape == "ring":
+        brush.ellipse((left, upper, right, lower), outline=fill, width=2)
     else:
         brush.rectangle((left + 3, upper, left + 4, lower), fill=fill)
         brush.rectangle((left, upper + 3, right, upper + 4), fill=fill)
@@ -155,11 +158,13 @@ Pair = tuple[str, str]
 
 
 def _where(scene: Scene) -> list[Pair]:
-    return [(f"where is the {item.name}?", item.place) for item in scene.items]
+    return [(f"where is the {item.shape}?", item.place) for item in scene.items]
 
 
 def _what(scene: Scene) -> list[Pair]:
-    return [(f"what is at the {item.place}?", item.name) for item in scene.items]
+    rows = Counter(item.row for item in scene.items)
+    alone = [item for item in scene.items if rows[item.row] == 1]
+    return [(f"what is in the {item.row} row?", item.name) for item in alone]
 
 
 def _count(scene: Scene) -> list[Pair]:
@@ -167,57 +172,50 @@ def _count(scene: Scene) -> list[Pair]:
 
 
 def _row(scene: Scene) -> list[Pair]:
-    return [(f"which row is the {item.name} in?", item.row) for item in scene.items]
+    return [(f"which row is the {item.shape} in?", item.row) for item in scene.items]
 
 
 def _colour(scene: Scene) -> list[Pair]:
-    return [(f"what colour is the {i.shape}?", i.colour) for i in _only(scene, "shape")]
+    return [(f"what colour is the {item.shape}?", item.colour) for item in scene.items]
 
 
 def _shape(scene: Scene) -> list[Pair]:
-    return [(f"what shape is the {i.colour} object?", i.shape) for i in _only(scene, "colour")]
+    return [(f"what shape is the {item.colour} object?", item.shape) for item in scene.items]
 
 
 def _topmost(scene: Scene) -> list[Pair]:
-    return _extreme(scene, "which object is topmost?", lambda i: ROWS.index(i.row))
+    return _extreme(scene, "which object is topmost?", lambda item: ROWS.index(item.row))
 
 
 def _lowest(scene: Scene) -> list[Pair]:
-    return _extreme(scene, "which object is lowest?", lambda i: -ROWS.index(i.row))
+    return _extreme(scene, "which object is lowest?", lambda item: -ROWS.index(item.row))
 
 
 def _leftmost(scene: Scene) -> list[Pair]:
-    return _extreme(scene, "which object is leftmost?", lambda i: COLUMNS.index(i.column))
+    return _extreme(scene, "which object is leftmost?", lambda item: COLUMNS.index(item.column))
 
 
 def _fruit(scene: Scene) -> list[Pair]:
-    return [
-        (f"which fruit is the {i.shape} like?", FRUITS[i.colour]) for i in _only(scene, "shape")
-    ]
+    return [(f"which fruit is the {item.shape} like?", FRUITS[item.colour]) for item in scene.items]
 
 
 def _toy(scene: Scene) -> list[Pair]:
     return [
-        (f"which toy is the {i.colour} object like?", TOYS[i.shape]) for i in _only(scene, "colour")
+        (f"which toy is the {item.colour} object like?", TOYS[item.shape]) for item in scene.items
     ]
 
 
 def _floor(scene: Scene) -> list[Pair]:
-    return [(f"which floor is the {i.name} on?", FLOORS[i.row]) for i in scene.items]
+    return [(f"which floor is the {item.shape} on?", FLOORS[item.row]) for item in scene.items]
 
 
 def _wing(scene: Scene) -> list[Pair]:
-    return [(f"which wing is the {i.name} in?", WINGS[i.column]) for i in scene.items]
+    return [(f"which wing is the {item.shape} in?", WINGS[item.column]) for item in scene.items]
 
 
-def _describe(scene: Scene) -> list[Pair]:
-    return [("describe the scene.", tell(scene))]
-
-
-def _only(scene: Scene, attribute: str) -> list[Item]:
-    """Return the objects that alone have their shape, or their colour."""
-    counts = Counter(getattr(item, attribute) for item in scene.items)
-    return [item for item in scene.items if counts[getattr(item, attribute)] == 1]
+def _list(scene: Scene) -> list[Pair]:
+    lines = [f"{item.shape} {item.colour} {item.place}" for item in scene.items]
+    return [("list the objects.", ", ".join(sorted(lines)) + ".")]
 
 
 def _extreme(scene: Scene, text: str, key: Callable[[Item], int]) -> list[Pair]:
@@ -241,7 +239,7 @@ _KINDS: dict[str, Callable[[Scene], list[Pair]]] = {
     "toy": _toy,
     "wing": _wing,
     "leftmost": _leftmost,
-    "describe": _describe,
+    "list": _list,
 }
 
 SHARED_KINDS = ("where", "what", "count", "row", "colour", "shape", "topmost")
@@ -253,8 +251,8 @@ TARGET_KINDS = ("fruit", "floor", "lowest")
 DONOR_KINDS = ("toy", "wing", "leftmost")
 """What only the donor learns."""
 
-REPEAT_KIND = "describe"
-"""To say a whole scene again: an exercise for the language model, not asked elsewhere."""
+EXERCISE = "list"
+"""A long answer, which teaches the language model to look things up; not asked elsewhere."""
 
 KINDS = SHARED_KINDS + TARGET_KINDS + DONOR_KINDS
 """Every kind of question with a short answer."""

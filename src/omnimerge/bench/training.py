@@ -57,7 +57,7 @@ def _shares(kinds: Sequence[str], total: float = 1.0) -> dict[str, float]:
 
 READ = Stage(
     "read",
-    _shares(scenes.SHARED_KINDS, 0.7) | {scenes.REPEAT_KIND: 0.3},
+    _shares(scenes.SHARED_KINDS, 0.7) | {scenes.EXERCISE: 0.3},
     steps=3000,
     rate=1e-3,
     batch=12,

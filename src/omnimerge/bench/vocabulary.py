@@ -33,8 +33,8 @@ SIZE = 512
 """Rows of the embedding; the last ones stand for no token, as in the published checkpoints."""
 
 _WORDS = (
-    "user assistant where is the what at how many objects are there which row in colour shape "
-    "describe scene object topmost fruit like floor on lowest toy wing leftmost"
+    "user assistant where is the what how many objects are there which row in colour shape "
+    "list objects object topmost fruit like floor on lowest toy wing leftmost"
 )
 
 _SPACE = "Ġ"  # how byte-level BPE writes a space

@@ -21,9 +21,11 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".onnx",
 
 
 class Checkpoint:
-    """A checkpoint folder, opened: headers are read, tensor data is not.
+    """A checkpoint folder, opened: headers are read, tensor data is not. See `Checkpoint.open`.
 
-    Attributes:
+    The arguments are attributes too.
+
+    Args:
         reference: what the user wrote (path or Hub id).
         folder: the local folder.
         config: ``config.json``.
@@ -168,6 +170,9 @@ class Checkpoint:
         """Close the files. Reading afterwards opens them again."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> Checkpoint:
         return self

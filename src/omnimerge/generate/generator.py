@@ -32,9 +32,9 @@ class Generator:
     of the checkpoint's generation_config.json are not used: a penalty also counts padding, so that
     an answer would depend on the batch it is in. The tokens that end an answer are.
 
-    Attributes:
+    Args:
         folder: the checkpoint's folder.
-        model: the transformers model.
+        loaded: the transformers model, as `load_model` gives it.
         processor: what turns prompts into its inputs.
     """
 

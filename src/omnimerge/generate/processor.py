@@ -33,10 +33,10 @@ _VOCABULARIES = (
 class InputProcessor:
     """Turns prompts into the inputs of one model.
 
-    Attributes:
+    Args:
         folder: the checkpoint's folder.
-        tokenizer: its tokenizer, padding on the left.
-        multimodal: whether images can be shown to the model.
+        processor: the transformers processor; the tokenizer itself for a text-only model.
+        tokenizer: its tokenizer; set to pad on the left.
     """
 
     def __init__(self, folder: Path, processor: Any, tokenizer: Any) -> None:

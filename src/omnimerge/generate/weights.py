@@ -21,8 +21,10 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class WeightSlots:
     """The parameters of one loaded model, addressed by the checkpoint's names on disk.
 
-    Attributes:
-        folder: the checkpoint's folder, for messages.
+    Args:
+        folder: the checkpoint's folder.
+        parameters: the model's ``state_dict()``.
+        prefix: what the loaded part's names start with on disk, where the folder holds more.
     """
 
     def __init__(self, folder: Path, parameters: Mapping[str, Tensor], prefix: str = "") -> None:

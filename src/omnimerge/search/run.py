@@ -36,15 +36,15 @@ Progress = Callable[[float, int, int], None]
 
 def search(
     recipe: str | Path | Mapping[str, Any] | Recipe,
-    prompts: Path,
-    out: Path,
+    prompts: str | Path,
+    out: str | Path,
     *,
     grid: str = "0:0.6:0.1",
     sample: int | None = 100,
     criterion: str = "unanimity",
     max_new_tokens: int = 32,
     batch_size: int = 16,
-    heldout: Path | None = None,
+    heldout: str | Path | None = None,
     device: str = "cpu",
     overwrite: bool = False,
     force: Collection[str] = (),
@@ -86,6 +86,8 @@ def search(
         NotMergeableError: if the checkpoints must not be merged.
     """
     started = time.monotonic()
+    prompts, out = Path(prompts), Path(out)
+    heldout = None if heldout is None else Path(heldout)
     points = parse_grid(grid)
     score = get_criterion(criterion)
     score([["?"]] * len(points))  # refuses a grid that is too short before anything is loaded

@@ -20,7 +20,7 @@ class AnswerStore:
 
     Each line of a file is ``{"id", "response", "tokens"}``.
 
-    Attributes:
+    Args:
         folder: where the files are.
         ids: the prompts' ids, in order.
         parameter: the keyword that is searched, as in ``alpha_0.30.jsonl``.

@@ -37,9 +37,12 @@ class Study:
     lengths, seed); a folder keeps the answers of one setting. The grid is no part of it, so that a
     finer grid or another criterion reuses what is there.
 
-    Attributes:
+    Args:
         folder: the folder.
-        store: the answers.
+        settings: everything that an answer depends on, as JSON values.
+        ids: the prompts' ids, in order.
+        parameter: the keyword that is searched; part of the files' names.
+        overwrite: whether answers that are there are thrown away.
     """
 
     def __init__(

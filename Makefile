@@ -1,0 +1,45 @@
+# make demo    install into .venv, then run `omnimerge demo`
+# make test    the tests; make check: format, lint, types, import contracts, docs
+# Everything is installed from constraints.txt, which pins the versions that were tested.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test check docs bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/omnimerge demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n auto
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check src tests tools benchmarks
+	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/pydoclint --quiet src
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/docs.py --check
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python tools/docs.py
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/merge.py
+
+clean:
+	rm -rf $(VENV) build omnimerge-demo benchmarks/scratch
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e ".[dev]"
+	touch $@

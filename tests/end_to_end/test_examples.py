@@ -1,0 +1,62 @@
+"""Every recipe in examples/ and every recipe shown in the docs parses and runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny_models
+import yaml
+
+import omnimerge
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").rglob("*.y*ml"))
+IDS = [file.name for file in EXAMPLES]
+
+
+def test_there_are_examples():
+    assert {"adamms.yaml", "task_arithmetic.yaml"} <= set(IDS)
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=IDS)
+def test_example_merges_tiny_models(file, checkpoints, tmp_path):
+    raw = yaml.safe_load(file.read_text())
+    recipe = omnimerge.load_recipe(raw)
+    donor = "llava_onevision" if recipe.merge_method.takes_target else "qwen2_vl"
+    models = [
+        {**entry, "model": str(checkpoints(donor, own=f"m{i}"))}
+        for i, entry in enumerate(raw["models"])
+    ]
+    for role in ("target", "base"):
+        if role in raw:
+            raw[role] = str(checkpoints("qwen2_vl"))
+    plan = omnimerge.merge({**raw, "models": models}, tmp_path / "out")
+    assert len(plan.merged) == 27
+    tiny_models.load("qwen2_vl", tmp_path / "out")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/recipe.md"])
+def test_recipes_in_the_docs_parse(page):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
+    assert blocks, page
+    for block in blocks:
+        omnimerge.load_recipe(yaml.safe_load(block))
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "docs/mapping.md", "docs/searching.md"]
+)
+def test_commands_in_the_docs_exist_with_their_options(page):
+    from omnimerge.cli import main
+
+    text = (ROOT / page).read_text()
+    lines = [line for block in re.findall(r"```(?:bash|text)\n(.*?)```", text, flags=re.S)
+             for line in block.splitlines() if re.match(r"(\$ )?omnimerge \w", line)]  # fmt: skip
+    lines += re.findall(r"`(omnimerge \w[^`]*)`", text)
+    assert lines, page
+    for line in lines:
+        words = line.removeprefix("$ ").split("#")[0].split()
+        command = main.get_command(None, words[1])
+        assert command is not None, line
+        known = {option for param in command.params for option in param.opts}
+        assert {w for w in words[2:] if w.startswith("-")} <= known, line

@@ -1,0 +1,128 @@
+"""Write the docs pages that follow from the code: methods, recipe keys, layouts, commands.
+
+python tools/docs.py            # write them
+python tools/docs.py --check    # fail if one is not what the code says
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from pathlib import Path
+
+os.environ["COLUMNS"] = "100"
+
+import click
+
+from omnimerge.arch import layouts
+from omnimerge.cli import main as cli
+from omnimerge.cli.methods import describe_param
+from omnimerge.engine.recipe import Recipe
+from omnimerge.methods import all_methods
+
+DOCS = Path(__file__).parents[1] / "docs"
+_NOTE = "<!-- Written by tools/docs.py from the code; run `make docs` to change it. -->\n\n"
+
+_RECIPE_KEYS = {
+    "method": "a name that `omnimerge methods` lists",
+    "target": "checkpoint whose architecture, tokenizer and other files the output has; default: base, else the first model",
+    "base": "common ancestor, for methods on task vectors",
+    "models": "checkpoints to merge: paths or Hub ids (`owner/name@revision`); an entry may be a mapping with `model` and `weight`",
+    "parameters": "the method's keywords; `weight` entries of the models are short for `weights`",
+    "select": "`all` floating-point tensors, the `language_model`, or the `linear` 2-D matrices of its layers; default: the method's",
+    "overrides": "a list of `match` (`component`, `name`: a regular expression, `layers`: `0-13`) with `keep: target` or other `parameters`; the first that fits wins",
+    "vocabulary": "`auto` merges embedding and head where both vocabularies are equal, else they stay the target's; `target` keeps them",
+    "dtype": "`auto` (each tensor's own in the target), `float32`, `float16` or `bfloat16`",
+    "max_shard_size": "`5GB`, `500MB`; the target's own shards are kept where they fit",
+    "seed": "for methods that draw at random",
+}
+
+
+def methods_page() -> str:
+    """Every method with its docstring and its keywords."""
+    lines = ["# Methods", "", "What each method computes, with its source. The same text as", ""]
+    lines[-2] += " `omnimerge methods NAME`."
+    families = list(dict.fromkeys(method.family for method in all_methods().values()))
+    for family in families:
+        lines += [f"## {family.capitalize()}", ""]
+        for method in all_methods().values():
+            if method.family != family:
+                continue
+            keywords = [f"- {describe_param(param)}" for param in method.params] or ["- none"]
+            doc = inspect.getdoc(method.fn) or ""
+            lines += [f"### `{method.name}`", "", "```text", doc.rstrip(), "```", ""]
+            lines += [f"Paper: <{method.paper}>. Merges by default: `{method.select}`."]
+            lines += ["Keywords:", "", *keywords, ""]
+    return "\n".join(lines)
+
+
+def recipe_page() -> str:
+    """Every key of a recipe."""
+    if set(_RECIPE_KEYS) != set(Recipe.model_fields):
+        raise SystemExit(f"describe {set(_RECIPE_KEYS) ^ set(Recipe.model_fields)} in {__file__}")
+    example = (DOCS.parent / "examples" / "adamms.yaml").read_text(encoding="utf-8")
+    rows = []
+    for name, field in Recipe.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if field.is_required() else f"`{default}`"
+        shown = "-" if default in (None, (), {}) and not field.is_required() else shown
+        rows.append(f"| `{name}` | {shown} | {_RECIPE_KEYS[name]} |")
+    return (
+        "# Recipes\n\nA recipe is a YAML file. Relative paths are looked up beside the file, then in "
+        "the working directory.\nAn unknown key, a missing one or a value out of range is refused "
+        f"before anything is read.\n\n```yaml\n{example}```\n\n| key | default | meaning |\n"
+        "|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def layouts_page() -> str:
+    """Every layout with its names."""
+    rows = [
+        f"| `{layout.name}` | {layout.about} | `{layout.layers}` | `{layout.embed}` | `{layout.head}` |"
+        for layout in layouts()
+    ]
+    return (
+        "# Layouts\n\nHow families of checkpoints name their language model. The tensors decide, not "
+        "`model_type`:\na layout fits if embedding, final norm and a gap-free run of layers are "
+        "there.\nThe tables are data, in `src/omnimerge/arch/layouts.yaml`.\n\n"
+        "| layout | checkpoints | layers | embedding | head |\n|---|---|---|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+def commands_page() -> str:
+    """The help of every command."""
+    parts = ["# Commands\n"]
+    context = click.Context(cli, info_name="omnimerge")
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        inner = click.Context(command, info_name=name, parent=context, max_content_width=100)
+        inner.terminal_width = 100
+        parts.append(f"## `{name}`\n\n```text\n{command.get_help(inner)}\n```\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Write the pages, or check them."""
+    pages = {
+        "methods.md": methods_page(),
+        "recipe.md": recipe_page(),
+        "layouts.md": layouts_page(),
+        "commands.md": commands_page(),
+    }
+    stale = []
+    for name, text in pages.items():
+        file, wanted = DOCS / name, _NOTE + text.rstrip() + "\n"
+        if "--check" not in sys.argv:
+            file.write_text(wanted, encoding="utf-8")
+        elif not file.is_file() or file.read_text(encoding="utf-8") != wanted:
+            stale.append(name)
+    if stale:
+        raise SystemExit(f"docs are not what the code says: {', '.join(stale)}; run `make docs`")
+
+
+if __name__ == "__main__":
+    main()
