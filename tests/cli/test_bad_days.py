@@ -1,0 +1,125 @@
+"""What goes wrong gives one clear line, exit code 1, and no output folder."""
+
+import json
+import math
+import shutil
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from omnimerge.cli import main
+
+
+@pytest.fixture
+def recipe(checkpoints, tmp_path):
+    """A recipe whose donor is a copy that may be damaged, in two shards with an index."""
+    donor = tmp_path / "donor"
+    shutil.copytree(checkpoints("llava_onevision"), donor)
+    tensors = load_file(donor / "model.safetensors")
+    (donor / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = {n: f"model-0000{1 + (i % 2)}-of-00002.safetensors" for i, n in enumerate(names)}
+    for file in set(files.values()):
+        save_file({n: t for n, t in tensors.items() if files[n] == file}, donor / file)
+    index = {"metadata": {}, "weight_map": files}
+    (donor / "model.safetensors.index.json").write_text(json.dumps(index))
+    return {
+        "method": "adamms",
+        "target": str(checkpoints("qwen2_vl")),
+        "models": [str(donor)],
+        "parameters": {"alpha": 0.3},
+    }
+
+
+def first(donor):
+    return donor / "model-00001-of-00002.safetensors"
+
+
+def truncate(donor):
+    with first(donor).open("r+b") as stream:
+        stream.truncate(first(donor).stat().st_size - 10)
+
+
+def ghost(donor):
+    file = donor / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"]["ghost.weight"] = first(donor).name
+    file.write_text(json.dumps(index))
+
+
+def nan(donor):
+    tensors = load_file(first(donor))
+    name = next(n for n in tensors if "language_model.model.layers" in n)
+    tensors[name].flatten()[1] = math.nan
+    save_file(tensors, first(donor))
+
+
+DAMAGE = {
+    "a shard is missing": (lambda d: first(d).unlink(), "which is missing; download it too"),
+    "the index is missing": (lambda d: (d / "model.safetensors.index.json").unlink(), "no model."),
+    "a shard is truncated": (truncate, "is truncated"),
+    "the index names a missing tensor": (ghost, "places tensor 'ghost.weight' in"),
+    "an input holds NaN": (nan, "holds NaN or infinity"),
+    "the config is missing": (lambda d: (d / "config.json").unlink(), "has no config.json"),
+    "the folder is missing": (shutil.rmtree, "there is no folder"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damaged_input(what, recipe, tmp_path):
+    damage, message = DAMAGE[what]
+    damage(tmp_path / "donor")
+    assert_refused(recipe, tmp_path, message)
+
+
+KEYS = ("method", "target", "models", "parameters", "select", "overrides", "vocabulary", "dtype")
+
+
+@pytest.mark.parametrize("key", [*KEYS, "base", "max_shard_size", "seed"])
+def test_a_typo_in_any_key(key, recipe, tmp_path):
+    wrong = key[:-1] + key[-1] * 2
+    changed = {k: v for k, v in recipe.items() if k != key} | {wrong: recipe.get(key, 1)}
+    assert_refused(changed, tmp_path, f"{wrong}: unknown key, did you mean '{key}'?")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"models": "donor"}, "models:"),
+        ({"models": 3}, "models:"),
+        ({"models": [3]}, "models.0:"),
+        ({"models": [None]}, "models.0:"),
+        ({"parameters": 3}, "parameters:"),
+        ({"parameters": [1]}, "parameters:"),
+        ({"overrides": {}}, "overrides"),
+        ({"overrides": [3]}, "overrides.0:"),
+        ({"method": 3}, "method:"),
+        ({"target": ["x"]}, "target:"),
+        ({3: 4}, "3: Keys should be strings"),
+    ],
+    ids=str,
+)
+def test_wrong_types(changed, message, recipe, tmp_path):
+    assert_refused({**recipe, **changed}, tmp_path, message)
+
+
+def test_an_output_below_a_file(recipe, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert_refused(recipe, tmp_path, "file", out=tmp_path / "file" / "out")
+    assert_refused(recipe, tmp_path, "is a file", out=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def assert_refused(recipe, tmp_path, message, out=None):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    out = out or tmp_path / "out"
+    existed = out.exists()
+    result = CliRunner().invoke(main, ["merge", str(file), "-o", str(out)])
+    assert result.exit_code == 1, result.output + repr(result.exception)
+    assert result.output.startswith("Error: ") and result.output.count("\n") == 1
+    assert message in result.output
+    assert out.exists() is existed
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
