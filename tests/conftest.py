@@ -46,3 +46,18 @@ def checkpoints(tmp_path_factory):
 def golden() -> Path:
     """The folder of reference numbers."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def answering_pair(tmp_path_factory):
+    """Folders of a target and a donor with processors and chat templates, over one LLM."""
+    from omnimerge.generate.quiet import quiet
+
+    root = tmp_path_factory.mktemp("pair")
+    with quiet():
+        import tiny_answering
+
+        target = tiny_answering.qwen2_vl(root / "target")
+        donor = tiny_answering.llava_onevision(root / "donor")
+        tiny_answering.share_llm(donor, target)
+    return target, donor

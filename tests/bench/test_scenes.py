@@ -157,12 +157,12 @@ def test_scene_in_words():
 def test_scene_in_pixels():
     image = scenes.draw(SCENE)
 
-    assert image.size == (32, 32)
+    assert image.size == (36, 36)
     assert image.mode == "RGB"
     assert image.getpixel((6, 6)) == scenes.COLOURS["red"]  # the middle of the top left cell
-    assert image.getpixel((26, 6)) == scenes.COLOURS["blue"]
-    assert image.getpixel((16, 26)) == scenes.COLOURS["green"]
-    assert image.getpixel((16, 16)) == image.getpixel((0, 0))  # an empty cell
+    assert image.getpixel((30, 6)) == scenes.COLOURS["blue"]
+    assert image.getpixel((18, 30)) == scenes.COLOURS["green"]
+    assert image.getpixel((18, 18)) == (16 + 36, 16, 16 + 36)  # the wall behind an empty cell
 
 
 def test_no_two_looks_are_drawn_alike():
@@ -193,7 +193,7 @@ def test_prompt_file(tmp_path):
     assert all(list(line) == ["id", "prompt", "image", "answer", "kind"] for line in lines)
     assert len({line["id"] for line in lines}) == 26
     with Image.open(tmp_path / lines[0]["image"]) as image:
-        assert image.size == (32, 32)
+        assert image.size == (36, 36)
 
 
 def test_prompt_file_without_labels(tmp_path):

@@ -114,7 +114,7 @@ def test_image_processor_loads_as_it_was_built(name):
 def test_donor_settings_beside_the_weights():
     content = json.loads((zoo.path(miniatures.DONOR) / "processor_config.json").read_text())
 
-    assert content["num_image_tokens"] == 16
+    assert content["num_image_tokens"] == 9
     assert content["vision_feature_select_strategy"] == "full"
     assert content["vision_aspect_ratio"] == "anyres_max_9"
 

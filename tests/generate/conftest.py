@@ -1,19 +1,8 @@
 """Tiny checkpoints and images, made once."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-
-def _load_tiny():
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "tiny.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -21,15 +10,8 @@ def tiny():
     from omnimerge.generate.quiet import quiet
 
     with quiet():
-        return _load_tiny()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+        import tiny_answering
+    return tiny_answering
 
 
 @pytest.fixture(scope="session")

@@ -1,32 +1,16 @@
 """A tiny pair of different architectures over one LLM, and prompts for it."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-TINY = Path(__file__).parents[1] / "generate" / "tiny.py"
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory):
-    from omnimerge.generate.quiet import quiet
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("pair")
-    with quiet():
-        spec = importlib.util.spec_from_file_location("tiny_pair", TINY)
-        tiny = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(tiny)
-        target, donor = tiny.qwen2_vl(root / "target"), tiny.llava_onevision(root / "donor")
-        tiny.share_llm(donor, target)
-    yield target, donor
-    torch.set_num_threads(before)
+def pair(answering_pair):
+    """Target and donor."""
+    return answering_pair
 
 
 @pytest.fixture(scope="session")
