@@ -166,7 +166,7 @@ def merge(
     from omnimerge.engine import build_plan, load_recipe, run_plan
     from omnimerge.report import write_card
 
-    refuse_existing(Path(out), overwrite=overwrite)
+    refuse_existing(Path(out), overwrite=overwrite)  # before the ancestor test takes its time
     built = build_plan(load_recipe(recipe), force=force)
     run_plan(built, Path(out), overwrite=overwrite, on_progress=on_progress, finish=write_card)
     return built

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from omnimerge.arch import align, layouts, memory_names, slot_map
 from omnimerge.checkpoint import Checkpoint
-from omnimerge.errors import LayoutError
+from omnimerge.errors import CheckpointError, LayoutError, RecipeError
 
 
 def aligned(target, donor, **options):
@@ -174,6 +174,18 @@ def test_other_token_ids_keep_embedding_and_head(qwen, onevision, tmp_path):
     assert other.kept["lm_head.weight"] == "vocabularies differ: 2 tokens have other ids"
 
 
+def test_wrong_words_are_refused(qwen, onevision):
+    with pytest.raises(RecipeError, match="did you mean 'language_model'"):
+        aligned(qwen, onevision, select="langage_model")
+    with pytest.raises(RecipeError, match="vocabulary: 'union'"):
+        aligned(qwen, onevision, vocabulary="union")
+
+
+def test_tokenizers_that_cannot_be_compared_are_noted(qwen, onevision):
+    (note,) = aligned(qwen, onevision).notes
+    assert note.startswith("the tokenizers could not be compared")
+
+
 def test_vocabulary_target_keeps_embedding_and_head(qwen, onevision):
     alignment = aligned(qwen, onevision, vocabulary="target")
     assert alignment.kept["lm_head.weight"] == "vocabulary: target"
@@ -198,7 +210,123 @@ def test_biases_without_a_place_are_reported(checkpoints):
     alignment = aligned(llama, checkpoints("qwen2"), ancestor=False)
     why = alignment.unused["model.layers.0.self_attn.q_proj.bias"]
     assert why == "the target has no such tensor"
-    assert any("self_attn.q_proj.bias has no place" in note for note in alignment.notes)
+    (note,) = [note for note in alignment.notes if "have no place" in note]
+    assert note.startswith("6 tensors of the donor") and "k_proj.bias" in note
+    assert alignment.reasons() == []
+
+
+@pytest.mark.parametrize("role", ["target", "donor"])
+def test_a_language_model_that_matches_in_part_is_refused(role, qwen, onevision, tmp_path):
+    def rename(tensors):
+        return {n.replace("mlp.up_proj.", "mlp.up_proj.base_layer."): t for n, t in tensors.items()}
+
+    if role == "donor":
+        alignment = aligned(qwen, edited(onevision, tmp_path, rename))
+    else:
+        alignment = aligned(edited(qwen, tmp_path, rename), onevision)
+    reasons = "; ".join(alignment.reasons())
+    assert "2 matrices of the donor have no place in the target" in reasons
+    assert "2 matrices of the target have none in the donor" in reasons
+
+
+def test_quantised_weights_are_refused(qwen, onevision, tmp_path):
+    config = edited(onevision, tmp_path, quantization_config={"quant_method": "fp8"})
+    (reason,) = aligned(qwen, config).reasons()
+    assert "donor's weights are quantised (quantization_config" in reason
+    shutil.rmtree(config)
+    scale = "language_model.model.layers.0.mlp.up_proj.weight_scale"
+    packed = edited(onevision, tmp_path, lambda t: {**t, scale: torch.ones(1)})
+    assert f"tensor '{scale}'" in "; ".join(aligned(qwen, packed).reasons())
+
+
+def test_force_geometry_does_not_waive_the_ancestor_test(qwen, checkpoints, tmp_path):
+    foreign = edited(checkpoints("llava_onevision", ancestor="foreign"), tmp_path)
+    content = json.loads((foreign / "config.json").read_text())
+    content["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+    (foreign / "config.json").write_text(json.dumps(content))
+    alignment = aligned(qwen, foreign)
+    assert len(alignment.reasons()) == 2  # both at once
+    (left,) = alignment.reasons(force=["geometry"])
+    assert "share no ancestor" in left
+
+
+def test_a_component_without_a_common_ancestor_is_kept(checkpoints, tmp_path):
+    def foreign(tensors):
+        generator = torch.Generator().manual_seed(1)
+        return {
+            n: torch.randn(t.shape, generator=generator) if n.startswith("visual.blocks") else t
+            for n, t in tensors.items()
+        }
+
+    other = edited(checkpoints("qwen2_vl", own="second"), tmp_path, foreign)
+    alignment = aligned(checkpoints("qwen2_vl"), other, select="all")
+    assert alignment.reasons() == []
+    assert set(alignment.kept.values()) == {"vision parts share no ancestor"}
+    assert any(m.slot.startswith("projector.") for m in alignment.merged)
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ({"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, True),
+        ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}, False),
+    ],
+    ids=["linear", "dynamic"],
+)
+def test_rope_scaling(text, refused, qwen, onevision, tmp_path):
+    donor = edited(onevision, tmp_path)
+    content = json.loads((donor / "config.json").read_text())
+    content["text_config"]["rope_parameters"] = text
+    (donor / "config.json").write_text(json.dumps(content))
+    expected = ["RoPE scaling differs: target none, donor linear 8.0"] if refused else []
+    assert aligned(qwen, donor).reasons() == expected
+
+
+def test_swish_is_silu_and_null_is_left_out(qwen, onevision, tmp_path):
+    donor = edited(onevision, tmp_path)
+    content = json.loads((donor / "config.json").read_text())
+    content["text_config"] |= {"hidden_act": "swish", "head_dim": None}
+    (donor / "config.json").write_text(json.dumps(content))
+    assert aligned(qwen, donor).reasons() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", "4"),
+        ("num_attention_heads", [4]),
+        ("head_dim", "8"),
+        ("rope_theta", "abc"),
+        ("intermediate_size", -1),
+    ],
+)
+def test_impossible_configs_are_named(key, value, tmp_path, checkpoints):
+    folder = edited(checkpoints("qwen2"), tmp_path, **{key: value})
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    if key == "intermediate_size":  # read from the config only where no shape tells it
+        tensors = {n: t for n, t in tensors.items() if "gate_proj" not in n}
+        save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=f"config.json: {key} is .*which cannot be"):
+        aligned(folder, folder, ancestor=False)
+
+
+@pytest.mark.parametrize("value", [[1], 5, "x"])
+def test_impossible_nested_configs_are_named(value, onevision, tmp_path):
+    folder = edited(onevision, tmp_path, text_config=value)
+    with pytest.raises(CheckpointError, match="text_config is"):
+        aligned(folder, folder)
+
+
+def test_a_tied_head_that_is_stored_as_a_copy_follows_the_embedding(checkpoints, tmp_path, qwen):
+    def copy(tensors):
+        return {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+
+    target = edited(checkpoints("qwen2", tie_word_embeddings=True), tmp_path, copy)
+    alignment = aligned(target, qwen)
+    sources = {m.target: m.sources for m in alignment.merged}
+    assert sources["lm_head.weight"] == sources["model.embed_tokens.weight"]
+    assert alignment.unused["lm_head.weight"] == "the target ties its head to the embedding"
 
 
 def test_select_linear_takes_the_matrices_of_the_layers_only(qwen, onevision):
@@ -226,7 +354,7 @@ def test_unknown_names_are_refused_with_the_known_layouts(tmp_path):
 
 def test_a_gap_in_the_layers_is_no_layout(qwen):
     names = [n for n in Checkpoint.open(qwen).tensors if ".layers.0." not in n]
-    with pytest.raises(LayoutError):
+    with pytest.raises(LayoutError, match=r"it lacks layers of its language model: model.layers.0"):
         slot_map(names, "it")
 
 

@@ -90,6 +90,43 @@ def test_pickle_with_code_is_refused(folder):
         Checkpoint.open(folder)
 
 
+def test_big_endian_pickles_are_refused(folder):
+    import zipfile
+
+    torch.save({"a": TENSORS["a"]}, folder / "little.bin")
+    with (
+        zipfile.ZipFile(folder / "little.bin") as little,
+        zipfile.ZipFile(folder / "pytorch_model.bin", "w") as big,
+    ):
+        for info in little.infolist():
+            big.writestr(info.filename, little.read(info).replace(b"little", b"big"))
+    with pytest.raises(CheckpointError, match="big-endian"):
+        Checkpoint.open(folder)
+
+
+def test_views_in_pickles_are_refused(folder):
+    torch.save({"a": TENSORS["a"].T}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="'a' is a view; load and save"):
+        Checkpoint.open(folder)
+
+
+def test_the_file_that_transformers_loads_is_read(folder):
+    shard(folder)
+    save_file({"new": torch.ones(2)}, folder / "model.safetensors")
+    assert list(Checkpoint.open(folder).tensors) == ["new"]
+
+
+@pytest.mark.parametrize("name", ["models/foo--bar", "models/foo.", "a/" + "b" * 120, "~nouser/x"])
+def test_names_that_no_folder_and_no_hub_has(name):
+    with pytest.raises(CheckpointError, match=r"is no local folder|there is no folder|cannot use"):
+        Checkpoint.open(name)
+
+
+def test_a_path_that_is_too_long():
+    with pytest.raises(CheckpointError, match="cannot use"):
+        Checkpoint.open("/" + "x" * 5000)
+
+
 def test_reading_is_safe_from_many_threads(folder):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -115,9 +152,10 @@ def test_reading_is_safe_from_many_threads(folder):
         ),
         (lambda f: _index(f, {"x": "../model.safetensors"}), "points outside its folder"),
         (lambda f: _index(f, {}), "has no weight_map"),
+        (lambda f: _index(f, {"x": ["a"]}), "points outside its folder"),
         (lambda f: (f / "model.safetensors.index.json").unlink(), "and no model.safetensors.index"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_damage_is_named(folder, damage, message):
     shard(folder)

@@ -108,7 +108,7 @@ def test_wrong_types(changed, message, recipe, tmp_path):
 def test_an_output_below_a_file(recipe, tmp_path):
     (tmp_path / "file").write_text("mine")
     assert_refused(recipe, tmp_path, "file", out=tmp_path / "file" / "out")
-    assert_refused(recipe, tmp_path, "is a file", out=tmp_path / "file")
+    assert_refused(recipe, tmp_path, "is no folder", out=tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 

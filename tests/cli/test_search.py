@@ -59,7 +59,7 @@ def test_other_settings_into_the_same_folder_are_refused(work):
     [
         (["--grid", "0:0.1:0.1"], "points"),
         (["--grid", "0:2:0.5"], "is not in [0, 1]"),
-        (["--parameter", "beta"], "no numeric parameter 'beta'"),
+        (["--parameter", "beta", "--param", "alpha=0.1"], "no numeric parameter 'beta'"),
         (["--prompts", "none.jsonl"], "none.jsonl"),
     ],
 )

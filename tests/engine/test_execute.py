@@ -25,6 +25,7 @@ from omnimerge.errors import (
     NotMergeableError,
     OmnimergeError,
     OutputError,
+    RecipeError,
 )
 
 
@@ -186,10 +187,98 @@ def test_an_existing_folder_is_refused_and_can_be_replaced(recipe, tmp_path):
     (out / "mine.txt").write_text("precious")
     with pytest.raises(OutputError, match="exists and is not empty"):
         omnimerge.merge(recipe, out)
+    with pytest.raises(OutputError, match="is not the folder of an earlier merge"):
+        omnimerge.merge(recipe, out, overwrite=True)
     assert (out / "mine.txt").read_text() == "precious"
+    shutil.rmtree(out)
+    omnimerge.merge(recipe, out)
+    (out / "old.txt").write_text("of the earlier merge")
     omnimerge.merge(recipe, out, overwrite=True)
-    assert not (out / "mine.txt").exists()
+    assert not (out / "old.txt").exists()
     assert leftovers(tmp_path) == ["out"]
+
+
+def test_an_output_that_is_or_holds_an_input_is_refused(recipe, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(recipe["target"], models / "a")
+    shutil.copytree(recipe["models"][0], models / "b")
+    (models / "merge_manifest.json").write_text("{}")
+    mine = {**recipe, "target": str(models / "a"), "models": [str(models / "b")]}
+    for out in (models, models / "a", models / "b"):
+        (out / "merge_manifest.json").write_text("{}")
+        with pytest.raises(OutputError, match="is or holds an input"):
+            omnimerge.merge(mine, out, overwrite=True)
+    assert (models / "b" / "model.safetensors").is_file()
+
+
+def test_a_folder_that_appears_during_the_merge_is_kept(recipe, tmp_path):
+    from omnimerge.engine import run_plan
+
+    out = tmp_path / "out"
+
+    def appear(_):
+        out.mkdir()
+        (out / "mine.txt").write_text("precious")
+
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        run_plan(build_plan(load_recipe(recipe)), out, finish=appear)
+    assert (out / "mine.txt").read_text() == "precious"
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_folders_made_for_a_failed_merge_are_removed(recipe, tmp_path):
+    bad = with_donor(recipe, tmp_path, lambda t: t[UP].fill_(math.nan))
+    with pytest.raises(NonFiniteError):
+        omnimerge.merge(bad, tmp_path / "new" / "deep" / "out")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_fills_up_at_the_card_is_explained(recipe, tmp_path):
+    from omnimerge.engine import run_plan
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OutputError, match="no space left for"):
+        run_plan(build_plan(load_recipe(recipe)), tmp_path / "out", finish=full)
+    assert leftovers(tmp_path) == []
+
+
+def test_what_training_left_in_the_target_is_not_copied(recipe, tmp_path):
+    target = tmp_path / "target"
+    shutil.copytree(recipe["target"], target)
+    for name in ("optimizer.pt", "rng_state_0.pth", "checkpoint-5/optimizer.pt", "spk_dict.pt"):
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_text("x")
+    (target / "model.safetensors.index.fp32.json").write_text("{}")
+    omnimerge.merge({**recipe, "target": str(target)}, tmp_path / "out")
+    kept = {p.name for p in (tmp_path / "out").rglob("*")}
+    assert "spk_dict.pt" in kept
+    assert not kept & {"optimizer.pt", "rng_state_0.pth", "checkpoint-5"}
+    assert not any(".index." in name for name in kept)
+
+
+def test_overrides_that_fit_nothing_are_refused(recipe):
+    for match in ({"layers": "50-60"}, {"name": "modle.layers"}, {"component": "audio"}):
+        override = {"match": match, "keep": "target"}
+        with pytest.raises(RecipeError, match=r"overrides.0.match: fits no tensor"):
+            omnimerge.plan({**recipe, "overrides": [override]})
+
+
+def test_unknown_gates_are_refused(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="did you mean 'ancestor'"):
+        omnimerge.merge(recipe, tmp_path / "out", force=["ancester"])
+    with pytest.raises(RecipeError, match="give a list"):
+        omnimerge.merge(recipe, tmp_path / "out", force="finite")
+
+
+def test_the_manifest_lists_what_was_not_used(recipe, tmp_path):
+    omnimerge.merge(recipe, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "merge_manifest.json").read_text())
+    (alignment,) = manifest["alignments"]
+    donor = Checkpoint.open(recipe["models"][0])
+    assert len(alignment["unused"]) == len(donor.tensors) - 27
+    assert alignment["ancestor"]["sampled"] == 14
 
 
 def test_a_failed_overwrite_leaves_the_old_folder(recipe, tmp_path):
@@ -226,6 +315,17 @@ def test_nan_in_a_kept_tensor_is_refused_and_can_be_forced(recipe, checkpoints, 
     omnimerge.merge(bad, tmp_path / "out", force=["finite"])
     got = Checkpoint.open(tmp_path / "out").read_tensor("visual.patch_embed.proj.weight")
     assert torch.isnan(got).sum() == 1
+
+
+def test_float16_overflow_in_a_kept_tensor_is_refused(recipe, tmp_path):
+    target = tmp_path / "target"
+    shutil.copytree(recipe["target"], target)
+    tensors = load_file(target / "model.safetensors")
+    tensors["visual.patch_embed.proj.weight"].flatten()[0] = 1e5
+    save_file(tensors, target / "model.safetensors")
+    with pytest.raises(NonFiniteError, match=r"patch_embed.proj.weight' overflows float16"):
+        omnimerge.merge({**recipe, "target": str(target), "dtype": "float16"}, tmp_path / "out")
+    assert leftovers(tmp_path) == []
 
 
 def test_float16_overflow_is_refused(recipe, tmp_path):
@@ -356,4 +456,4 @@ def test_scalars_and_empty_tensors_are_merged_and_kept(checkpoints, tmp_path):
     assert out.read_tensor("gate").item() == 3.0
     assert out.read_tensor("none").shape == (0, 3)
     assert out.read_tensor("steps").tolist() == [1, 2, 3]
-    assert plan.kept_reasons() == {f"I64 is no floating-point type ({recipe['models'][0]})": 1}
+    assert plan.kept_reasons() == {f"I64 is not merged ({recipe['models'][0]})": 1}

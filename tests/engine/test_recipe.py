@@ -1,5 +1,8 @@
 """A wrong recipe is refused before any checkpoint is opened, with every mistake named at once."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from omnimerge import load_recipe
@@ -55,6 +58,15 @@ def test_sizes(text, size):
         ({"vocabulary": "union"}, "vocabulary:"),
         ({"max_shard_size": "five"}, "max_shard_size: 'five' is no size"),
         ({"seed": "x"}, "seed:"),
+        ({"target": ""}, "target: give a path or a Hub id"),
+        ({"max_shard_size": "9" * 30 + "GB"}, "is no size that a file can have"),
+        ({"parameters": {"alpha": "1e-1"}}, "'1e-1' is not a number; write 0.1"),
+        ({"overrides": [{"match": {"layers": "3-1"}, "keep": "target"}]}, "'3-1' is no layer"),
+        ({"overrides": [{"match": {}}]}, "overrides.0: give either keep: target or parameters"),
+        (
+            {"overrides": [{"match": {}, "keep": "target", "parameters": {"alpha": 0.1}}]},
+            "overrides.0: give either keep: target or parameters",
+        ),
         ({"overrides": [{"match": {"layer": "3"}}]}, "overrides.0.match.layer: unknown key"),
         ({"overrides": [{"match": {"layers": "3:5"}}]}, "'3:5' is no layer range"),
         ({"overrides": [{"match": {"name": "("}}]}, "'(' is no regular expression"),
@@ -74,6 +86,30 @@ def test_mistakes_are_named(change, message):
         load_recipe({**GOOD, **change})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_weights_given_twice_are_refused():
+    models = [{"model": "x", "weight": 0.9}, {"model": "y", "weight": 0.1}]
+    with pytest.raises(RecipeError, match=r"parameters.weights: given beside weight entries"):
+        load_recipe({"method": "linear", "models": models, "parameters": {"weights": [1, 2]}})
+
+
+def test_paths_may_be_path_objects():
+    recipe = load_recipe({**GOOD, "target": Path("target"), "models": [Path("donor")]})
+    assert (recipe.target, recipe.models[0].model) == ("target", "donor")
+
+
+def test_numpy_numbers_are_numbers():
+    recipe = load_recipe({**GOOD, "parameters": {"alpha": np.float32(0.5)}})
+    assert recipe.all_parameters["alpha"] == 0.5
+
+
+def test_keys_can_be_replaced_before_the_recipe_is_checked():
+    raw = {"method": "adamms", "models": ["donor"]}
+    recipe = load_recipe(raw, replace={"target": "t"}, parameters={"alpha": 0.1})
+    assert (recipe.target, recipe.all_parameters) == ("t", {"alpha": 0.1})
+    again = load_recipe(recipe, parameters={"alpha": 0.2})
+    assert (again.target, again.all_parameters) == ("t", {"alpha": 0.2})
 
 
 def test_a_missing_base_is_named():
@@ -106,6 +142,9 @@ def test_paths_in_a_file_are_found_beside_it(tmp_path):
         ("- a\n- b\n", "it holds no keys"),
         ("method: average\nmethod: linear\nmodels: [x]\n", "'method' is given twice"),
         ("method: !!python/object:os.system x\n", "is not valid"),
+        ("seed: 2024-13-01\n", "month must be in"),
+        ("seed: !!int foo\n", "is not valid"),
+        ("a: " + "[" * 3000, "is not valid"),
     ],
 )
 def test_bad_files_are_explained(text, message, tmp_path):

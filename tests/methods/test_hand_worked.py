@@ -44,6 +44,8 @@ def test_linear_without_weights_is_the_average():
 def test_linear_refuses_weights_that_cancel():
     with pytest.raises(MethodError, match="sum to zero"):
         linear([tensor(1.0), tensor(2.0)], weights=[1, -1])
+    with pytest.raises(MethodError, match="sum to zero"):  # but for rounding
+        linear([tensor(1.0), tensor(2.0), tensor(3.0)], weights=[0.1, 0.2, -0.3])
 
 
 def test_average():

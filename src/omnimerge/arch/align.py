@@ -6,13 +6,20 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnimerge.arch.ancestor import ANCESTOR_GATE, Ancestor, measure_ancestor
+from omnimerge.arch.ancestor import ANCESTOR_GATE, Ancestor, measure_ancestor, same_slice
 from omnimerge.arch.geometry import Geometry, geometry
-from omnimerge.arch.layout import COMPONENTS, SlotMap, component, is_buffer, slot_map
-from omnimerge.arch.vocabulary import vocabulary_difference
+from omnimerge.arch.layout import (
+    COMPONENTS,
+    SlotMap,
+    component,
+    is_buffer,
+    layer_index,
+    slot_map,
+)
+from omnimerge.arch.vocabulary import comparable, vocabulary_difference
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import is_floating, is_known
-from omnimerge.errors import LayoutError
+from omnimerge.errors import LayoutError, RecipeError, suggestion
 
 SELECTIONS = ("all", "language_model", "linear")
 VOCABULARIES = ("auto", "target")
@@ -62,6 +69,14 @@ class Alignment:
     refusals: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ancestor: Ancestor | None = None
+
+    def refuse(self, reason: str) -> None:
+        """Add a reason of the geometry gate.
+
+        Args:
+            reason: why the pair does not fit.
+        """
+        self.refusals.append(("geometry", reason))
 
     def reasons(self, force: Collection[str] = ()) -> list[str]:
         """Return why the pair must not be merged, gates in `force` left out.
@@ -137,18 +152,26 @@ def align(
 
     Raises:
         LayoutError: if either checkpoint fits no known layout.
+        RecipeError: if `select` or `vocabulary` is none of the words above.
     """
+    for key, value, known in (
+        ("select", select, SELECTIONS),
+        ("vocabulary", vocabulary, VOCABULARIES),
+    ):
+        if value not in known:
+            hint = suggestion(value, known)
+            raise RecipeError([f"{key}: {value!r} is none of {', '.join(known)}{hint}"], "the call")
     ours = slot_map(target.tensors, str(target.folder))
     theirs = slot_map(donor.tensors, str(donor.folder))
     result = Alignment(target, donor, ours, theirs, geometry(target, ours), geometry(donor, theirs))
     _check_geometry(result)
-    _match(result, select, _vocabulary_reason(result, vocabulary))
-    _account_for_donor(result)
-    result.check_accounting()
-    if not any(component(m.slot) == "llm" for m in result.merged):
-        result.refusals.append(("geometry", "no tensor of the language models matches"))
-    elif ancestor and not result.refusals:
+    head_slot = _head_slot(result, may_read=ancestor)
+    _match(result, select, _vocabulary_reason(result, vocabulary), head_slot)
+    if ancestor:
         _check_ancestor(result)
+    _account_for_donor(result)
+    _check_completeness(result)
+    result.check_accounting()
     return result
 
 
@@ -157,9 +180,37 @@ def _check_geometry(result: Alignment) -> None:
     for name, words in _GEOMETRY_WORDS.items():
         a, b = getattr(ours, name), getattr(theirs, name)
         if a is not None and b is not None and a != b:
-            reason = f"{words} differs: target {a}, donor {b}"
-            result.refusals.append(("geometry", reason))
+            result.refuse(f"{words} differs: target {a}, donor {b}")
+        elif name == "heads" and (a is None or b is None):
+            result.notes.append("the number of heads could not be compared: no config tells it")
+    if ours.rope_scaling != theirs.rope_scaling:
+        a, b = (scaling or "none" for scaling in (ours.rope_scaling, theirs.rope_scaling))
+        result.refuse(f"RoPE scaling differs: target {a}, donor {b}")
+    _refuse_quantized(result, "target", result.target, ours)
+    _refuse_quantized(result, "donor", result.donor, theirs)
 
+
+def _refuse_quantized(
+    result: Alignment, role: str, checkpoint: Checkpoint, found: Geometry
+) -> None:
+    packed = next((name for name in checkpoint.tensors if name.endswith(_QUANTIZED)), None)
+    if found.quantized or packed:
+        why = f"tensor {packed!r}" if packed else "quantization_config in its config.json"
+        result.refuse(f"the {role}'s weights are quantised ({why}); merge the original weights")
+
+
+# What packed and scaled formats store beside or instead of a weight.
+_QUANTIZED = (
+    ".qweight",
+    ".qzeros",
+    ".scales",
+    ".g_idx",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".weight_packed",
+    ".absmax",
+    ".quant_map",
+)
 
 _GEOMETRY_WORDS = {
     "hidden_size": "hidden size",
@@ -180,14 +231,35 @@ def _vocabulary_reason(result: Alignment, policy: str) -> str | None:
         return "vocabulary: target"
     if ours != theirs:
         return f"vocabularies differ: target {ours:,} rows, donor {theirs:,}"
-    difference = vocabulary_difference(result.target.folder, result.donor.folder)
+    folders = result.target.folder, result.donor.folder
+    difference = vocabulary_difference(*folders)
+    if not difference and not comparable(*folders):
+        result.notes.append(
+            "the tokenizers could not be compared; the sizes of the vocabularies are equal"
+        )
     return f"vocabularies differ: {difference}" if difference else None
 
 
-def _match(result: Alignment, select: str, vocabulary_reason: str | None) -> None:
+def _head_slot(result: Alignment, *, may_read: bool) -> str:
+    """The donor's slot for the target's head: its embedding, where the target's head is that.
+
+    Some checkpoints store a tied head as a copy. Merged apart from the embedding, it would differ.
+    """
+    embed, head = (result.target_slots.by_slot.get(slot) for slot in _VOCABULARY_SLOTS)
+    if not (embed and head and result.target_geometry.tied):
+        return _VOCABULARY_SLOTS[1]
+    if result.target.meta(embed).shape != result.target.meta(head).shape:
+        return _VOCABULARY_SLOTS[1]
+    if may_read and not same_slice(result.target, embed, head):
+        result.notes.append("the target's config ties its head, but its files hold another one")
+        return _VOCABULARY_SLOTS[1]
+    return _VOCABULARY_SLOTS[0]
+
+
+def _match(result: Alignment, select: str, vocabulary_reason: str | None, head_slot: str) -> None:
     component_reason = {name: _component_reason(result, name) for name in COMPONENTS}
     for name, slot in result.target_slots.by_name.items():
-        source = _source(result, slot)
+        source = _source(result, head_slot if slot == _VOCABULARY_SLOTS[1] else slot)
         reason = (
             _unselected(slot, len(result.target.tensors[name].shape), select)
             or (vocabulary_reason if slot in _VOCABULARY_SLOTS else None)
@@ -203,8 +275,8 @@ def _match(result: Alignment, select: str, vocabulary_reason: str | None) -> Non
 
 def _source(result: Alignment, slot: str) -> str | None:
     found = result.donor_slots.by_slot.get(slot)
-    if found is None and slot == "llm.head.weight" and result.donor_geometry.tied:
-        return result.donor_slots.by_slot.get("llm.embed.weight")
+    if found is None and slot == _VOCABULARY_SLOTS[1]:  # tied: the embedding is the head
+        return result.donor_slots.by_slot.get(_VOCABULARY_SLOTS[0])
     return found
 
 
@@ -241,19 +313,23 @@ def _unmatched(result: Alignment, name: str, source: str | None) -> str | None:
     meta = result.target.tensors[name]
     if is_buffer(name):
         return "a buffer, not a parameter"
-    if not is_known(meta.dtype) or not is_floating(meta.dtype):
-        return f"{meta.dtype} is no floating-point type"
+    if not _mergeable(meta.dtype):
+        return f"{meta.dtype} is not merged"
     if source is None:
         return "the donor has no such tensor"
     other = result.donor.tensors[source]
     if meta.shape != other.shape:
-        reason = f"{name} has shape {meta.shape}, the donor's {source} {other.shape}"
         if component(result.target_slots.by_name[name]) == "llm":
-            result.refusals.append(("geometry", reason))
+            result.refuse(f"{name} has shape {meta.shape}, the donor's {source} {other.shape}")
         return "shapes differ"
-    if not is_known(other.dtype) or not is_floating(other.dtype):
+    if not _mergeable(other.dtype):
         return f"the donor's is stored as {other.dtype}"
     return None
+
+
+def _mergeable(dtype: str) -> bool:
+    """Floating point, and not wider than the float32 that merges are computed in."""
+    return is_known(dtype) and is_floating(dtype) and dtype != "F64"
 
 
 def _account_for_donor(result: Alignment) -> None:
@@ -262,25 +338,49 @@ def _account_for_donor(result: Alignment) -> None:
         if name in used:
             continue
         counterpart = result.target_slots.by_slot.get(slot)
-        if component(slot) != "llm":
-            result.unused[name] = f"{component(slot)} is the target's own"
-        elif slot == "llm.head.weight" and result.target_geometry.tied:
-            result.unused[name] = "the target ties its head to the embedding"
-        elif counterpart is None:
-            result.unused[name] = "the target has no such tensor"
-            if not is_buffer(name):
-                result.notes.append(f"the donor's {name} has no place in the target")
-        else:
+        if counterpart in result.kept:
             result.unused[name] = result.kept[counterpart]
+        elif slot == _VOCABULARY_SLOTS[1]:
+            result.unused[name] = "the target ties its head to the embedding"
+        elif component(slot) != "llm":
+            result.unused[name] = f"{component(slot)} is the target's own"
+        else:
+            result.unused[name] = "the target has no such tensor"
+
+
+def _check_completeness(result: Alignment) -> None:
+    """A language model that matches in part is another model, or in a form that is not known."""
+    lost = [
+        name
+        for name, why in result.unused.items()
+        if why == "the target has no such tensor" and not is_buffer(name)
+    ]
+    lacking = [name for name, why in result.kept.items() if why == "the donor has no such tensor"]
+    for names, checkpoint, slots, words in (
+        (lost, result.donor, result.donor_slots, "of the donor have no place in the target"),
+        (lacking, result.target, result.target_slots, "of the target have none in the donor"),
+    ):
+        inner = [n for n in names if layer_index(slots.by_name[n]) is not None]
+        matrices = [n for n in inner if len(checkpoint.tensors[n].shape) == 2]
+        if matrices:
+            result.refuse(f"{len(matrices)} matrices {words}, such as {matrices[0]!r}")
+        elif inner:
+            result.notes.append(f"{len(inner)} tensors {words}, such as {inner[0]!r}")
+    if not any(component(m.slot) == "llm" for m in result.merged):
+        result.refuse("no tensor of the language models matches")
 
 
 def _check_ancestor(result: Alignment) -> None:
-    pairs = [
-        (m.target, m.sources[0])
-        for m in result.merged
-        if component(m.slot) == "llm" and m.slot not in _VOCABULARY_SLOTS
-    ]
-    result.ancestor = measure_ancestor(result.target, result.donor, pairs)
-    reason = result.ancestor.refusal()
-    if reason:
-        result.refusals.append((ANCESTOR_GATE, reason))
+    """Test every component that is merged; one that is not the language model is kept instead."""
+    for name in COMPONENTS:
+        merged = [m for m in result.merged if component(m.slot) == name]
+        pairs = [(m.target, m.sources[0]) for m in merged if m.slot not in _VOCABULARY_SLOTS]
+        found = measure_ancestor(result.target, result.donor, pairs)
+        reason = found.refusal()
+        if name == "llm":
+            result.ancestor = found
+            if reason:
+                result.refusals.append((ANCESTOR_GATE, reason))
+        elif reason:
+            result.kept.update({m.target: f"{name} parts share no ancestor" for m in merged})
+            result.merged = [m for m in result.merged if component(m.slot) != name]

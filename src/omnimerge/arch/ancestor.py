@@ -22,7 +22,7 @@ ANCESTOR_GATE = "ancestor"
 MEDIAN_LIMIT = 0.5
 SINGLE_LIMIT = 0.1
 
-_SAMPLE_TENSORS = 512
+_SAMPLE_TENSORS = 4096
 _SAMPLE_ELEMENTS = 1 << 15  # small enough for torch not to spread it over threads
 
 
@@ -96,6 +96,20 @@ def measure_ancestor(
         if cosine is not None:
             found.append((ours, cosine))
     return Ancestor(tuple(found))
+
+
+def same_slice(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Return whether two tensors of a checkpoint agree in a slice.
+
+    Args:
+        checkpoint: the checkpoint.
+        one: a tensor name.
+        other: a tensor of the same shape.
+
+    Returns:
+        True if the sampled elements are equal.
+    """
+    return bool((_slice(checkpoint, one) == _slice(checkpoint, other)).all())
 
 
 def _slice(checkpoint: Checkpoint, name: str) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from omnimerge.arch.layout import SlotMap
 from omnimerge.checkpoint import Checkpoint
+from omnimerge.errors import CheckpointError
 
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
@@ -27,7 +28,9 @@ class Geometry:
         vocab_size: rows of the embedding on disk.
         tied: whether the head is the embedding (no tensor of its own on disk).
         rope_theta: base of the rotary frequencies.
+        rope_scaling: how the frequencies are scaled, or None for the plain kinds.
         activation: activation of the MLP.
+        quantized: whether the weights are stored in a packed or scaled form.
     """
 
     model_type: str | None
@@ -40,43 +43,43 @@ class Geometry:
     vocab_size: int | None
     tied: bool
     rope_theta: float | None
+    rope_scaling: str | None
     activation: str | None
+    quantized: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary, for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a config that describes the language model.
+def text_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the part of a checkpoint's config that describes the language model.
 
     Published configs nest it (`text_config`, `thinker_config.text_config`, ...) or keep it at the
-    top (Qwen2-VL as published); top-level values fill what the nested part leaves out, except
-    those that name the whole model.
+    top (Qwen2-VL as published). Keys whose value is null count as left out.
 
     Args:
-        config: ``config.json``.
+        checkpoint: the opened checkpoint.
 
     Returns:
         One flat mapping.
     """
-    inner = config.get("thinker_config", config)
-    outer = {k: v for k, v in inner.items() if not isinstance(v, Mapping) or k in _ROPE}
+    outer = checkpoint.config.get("thinker_config") or checkpoint.config
+    if not isinstance(outer, Mapping):
+        raise _bad(checkpoint, "thinker_config", outer)
     for key in _TEXT_CONFIGS:
-        nested = inner.get(key)
-        if isinstance(nested, Mapping):
-            outer.pop("model_type", None)
-            return {**_only_shared(outer), **nested}
-    return outer
+        nested = outer.get(key)
+        if nested is not None:
+            if not isinstance(nested, Mapping):
+                raise _bad(checkpoint, key, nested)
+            shared = {k: outer[k] for k in _SHARED if k in outer}
+            return {k: v for k, v in {**shared, **nested}.items() if v is not None}
+    return {k: v for k, v in outer.items() if v is not None}
 
 
+# Top-level keys that speak of the language model even where its config is nested.
+_SHARED = ("tie_word_embeddings", "quantization_config")
 _ROPE = ("rope_parameters", "rope_scaling")
-
-
-def _only_shared(outer: dict[str, Any]) -> dict[str, Any]:
-    """Top-level entries that speak of the language model when a nested config is there too."""
-    shared = ("tie_word_embeddings",)
-    return {key: outer[key] for key in shared if key in outer}
 
 
 def geometry(checkpoint: Checkpoint, slots: SlotMap) -> Geometry:
@@ -93,8 +96,8 @@ def geometry(checkpoint: Checkpoint, slots: SlotMap) -> Geometry:
     Returns:
         The geometry.
     """
-    config = text_config(checkpoint.config)
-    if config.get("num_attention_heads") is None or _rope_theta(config) is None:
+    config = text_config(checkpoint)
+    if "num_attention_heads" not in config or _rope_theta(checkpoint, config) is None:
         config = {**_class_defaults(config.get("model_type")), **config}
 
     def shape(slot: str) -> tuple[int, ...]:
@@ -103,34 +106,73 @@ def geometry(checkpoint: Checkpoint, slots: SlotMap) -> Geometry:
 
     embed, query = shape("llm.embed.weight"), shape("llm.layers.0.attn.q.weight")
     key, gate = shape("llm.layers.0.attn.k.weight"), shape("llm.layers.0.mlp.gate.weight")
-    heads = config.get("num_attention_heads")
-    head_dim = config.get("head_dim") or (query[0] // heads if query and heads else None)
+    heads = _integer(checkpoint, config, "num_attention_heads")
+    head_dim = _integer(checkpoint, config, "head_dim")
+    head_dim = head_dim or (query[0] // heads if query and heads else None)
+    kv_heads = _integer(checkpoint, config, "num_key_value_heads")
+    activation = config.get("hidden_act")
     return Geometry(
         model_type=config.get("model_type"),
-        hidden_size=embed[1] if embed else config.get("hidden_size"),
+        hidden_size=embed[1] if len(embed) == 2 else None,
         layers=slots.layer_count,
         heads=query[0] // head_dim if query and head_dim else heads,
-        kv_heads=key[0] // head_dim if key and head_dim else config.get("num_key_value_heads"),
+        kv_heads=key[0] // head_dim if key and head_dim else kv_heads,
         head_dim=head_dim,
-        intermediate_size=gate[0] if gate else config.get("intermediate_size"),
-        vocab_size=embed[0] if embed else config.get("vocab_size"),
-        tied="llm.head.weight" not in slots.by_slot,
-        rope_theta=_rope_theta(config),
-        activation=config.get("hidden_act"),
+        intermediate_size=gate[0] if gate else _integer(checkpoint, config, "intermediate_size"),
+        vocab_size=embed[0] if embed else None,
+        tied=_tied(config, slots),
+        rope_theta=_rope_theta(checkpoint, config),
+        rope_scaling=_rope_scaling(config),
+        activation=_SAME_ACTIVATION.get(str(activation), activation),
+        quantized="quantization_config" in config,
     )
 
 
-def _rope_theta(config: Mapping[str, Any]) -> float | None:
-    if config.get("rope_theta") is not None:
-        return float(config["rope_theta"])
-    for key in _ROPE:
-        nested = config.get(key)
-        if isinstance(nested, Mapping) and nested.get("rope_theta") is not None:
-            return float(nested["rope_theta"])
+_SAME_ACTIVATION = {"swish": "silu"}
+# Scalings that leave the frequencies of short contexts as they are, or are for images only.
+_PLAIN_ROPE = ("default", "dynamic", "mrope", None)
+
+
+def _tied(config: Mapping[str, Any], slots: SlotMap) -> bool:
+    """Whether the head is the embedding: it has no tensor of its own, or the config says so."""
+    return "llm.head.weight" not in slots.by_slot or config.get("tie_word_embeddings") is True
+
+
+def _rope_theta(checkpoint: Checkpoint, config: Mapping[str, Any]) -> float | None:
+    for place in (config, *(config.get(key) for key in _ROPE)):
+        value = place.get("rope_theta") if isinstance(place, Mapping) else None
+        if value is not None:
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                raise _bad(checkpoint, "rope_theta", value) from None
     return None
 
 
-def _class_defaults(model_type: str | None) -> dict[str, Any]:
+def _rope_scaling(config: Mapping[str, Any]) -> str | None:
+    for key in _ROPE:
+        value = config.get(key)
+        if isinstance(value, Mapping):
+            kind = value.get("rope_type", value.get("type"))
+            return None if kind in _PLAIN_ROPE else f"{kind} {value.get('factor', '')}".strip()
+    return None
+
+
+def _integer(checkpoint: Checkpoint, config: Mapping[str, Any], key: str) -> int | None:
+    value = config.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _bad(checkpoint, key, value)
+    return value
+
+
+def _bad(checkpoint: Checkpoint, key: str, value: Any) -> CheckpointError:
+    file = checkpoint.folder / "config.json"
+    return CheckpointError(f"{file}: {key} is {value!r}, which cannot be; repair the file")
+
+
+def _class_defaults(model_type: Any) -> dict[str, Any]:
     from omnimerge.arch.hf_tables import config_defaults
 
-    return config_defaults(model_type) if model_type else {}
+    return config_defaults(model_type) if isinstance(model_type, str) else {}

@@ -125,6 +125,8 @@ def slot_map(names: Iterable[str], where: str) -> SlotMap:
     """
     names = list(names)
     fitting = [(layout, count) for layout in layouts() if (count := _fit(layout, names))]
+    if not fitting and (gap := _gap(names)):
+        raise LayoutError(f"{where} lacks layers of its language model: {gap}")
     if not fitting:
         known = "; ".join(f"{layout.name} ({layout.about})" for layout in layouts())
         raise LayoutError(
@@ -212,6 +214,18 @@ def _tables() -> dict[str, Any]:
 def _layer_pattern(prefix: str) -> re.Pattern[str]:
     before, _, after = prefix.partition("{i}")
     return re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+
+
+def _gap(names: Sequence[str]) -> str:
+    """Which layers are missing, if a layout would fit but for them."""
+    stems = {name.rpartition(".")[0] for name in names}
+    for layout in layouts():
+        pattern = _layer_pattern(layout.layers)
+        found = {int(match.group(1)) for name in names if (match := pattern.match(name))}
+        if found and {layout.embed, layout.norm} <= stems and not layout.marker:
+            missing = sorted(set(range(max(found) + 1)) - found)
+            return ", ".join(layout.layers.replace("{i}", str(i)) + "*" for i in missing[:3])
+    return ""
 
 
 def _fit(layout: Layout, names: Sequence[str]) -> int:

@@ -30,6 +30,21 @@ def vocabulary_difference(target: Path, donor: Path) -> str | None:
     return None
 
 
+def comparable(target: Path, donor: Path) -> bool:
+    """Return whether the tokenizers in two folders can be compared.
+
+    Args:
+        target: the target's folder.
+        donor: the donor's folder.
+
+    Returns:
+        True if both have files of a kind that `vocabulary_difference` reads.
+    """
+    if token_ids(target) is not None and token_ids(donor) is not None:
+        return True
+    return _sentencepiece(target) is not None and _sentencepiece(donor) is not None
+
+
 def token_ids(folder: Path) -> dict[str, int] | None:
     """Read token -> id from ``tokenizer.json``, or from ``vocab.json`` with its additions.
 
@@ -45,10 +60,13 @@ def token_ids(folder: Path) -> dict[str, int] | None:
     slow = folder / "vocab.json"
     if not slow.is_file():
         return None
-    ids = {str(token): int(number) for token, number in read_json(slow).items()}
     added = folder / "added_tokens.json"
-    if added.is_file():
-        ids |= {str(token): int(number) for token, number in read_json(added).items()}
+    try:
+        ids = {str(token): int(number) for token, number in read_json(slow).items()}
+        if added.is_file():
+            ids |= {str(token): int(number) for token, number in read_json(added).items()}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{slow} or {added.name} holds no token ids: {error}") from error
     return ids
 
 
@@ -60,8 +78,8 @@ def _fast_tokens(file: Path) -> dict[str, int]:
             ids = {str(entry[0]): number for number, entry in enumerate(vocabulary)}
         else:
             ids = {str(token): int(number) for token, number in vocabulary.items()}
-        return ids | {str(e["content"]): int(e["id"]) for e in content.get("added_tokens", [])}
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return ids | {str(e["content"]): int(e["id"]) for e in content.get("added_tokens") or []}
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{file} is not a tokenizer file: {error!r}") from error
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from omnimerge.errors import CheckpointError, suggestion
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "*.py", "*.pt"]
+_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "*.pt", "*.md"]
+_PATTERNS += ["*.tiktoken", "LICENSE*", "NOTICE*"]
 
 
 def locate(reference: str | Path) -> Path:
@@ -24,14 +25,18 @@ def locate(reference: str | Path) -> Path:
     Raises:
         CheckpointError: if there is no such folder, and the Hub does not give it either.
     """
-    folder = Path(reference).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
     text = str(reference)
-    if not _HUB_ID.fullmatch(text) or text.startswith("."):
-        raise CheckpointError(f"there is no folder {text}{_nearby(folder)}")
+    try:
+        folder = Path(reference).expanduser()
+        if folder.is_dir():
+            return folder
+        if folder.exists():
+            raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
+        if not _HUB_ID.fullmatch(text) or text.startswith("."):
+            raise CheckpointError(f"there is no folder {text}{_nearby(folder)}")
+    except (OSError, RuntimeError) as error:  # no permission, a name too long, no such user
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot use {text[:200]!r} as a folder: {reason}") from error
     return _download(text)
 
 
@@ -48,9 +53,18 @@ def _download(reference: str) -> Path:
 
     repo, _, revision = reference.partition("@")
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=_PATTERNS))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = str(error).strip().splitlines()[0]
+        folder = snapshot_download(repo, revision=revision or None, allow_patterns=_PATTERNS)
+        if not any(Path(folder).glob("*.safetensors")):  # an older repository
+            folder = snapshot_download(repo, revision=revision or None, allow_patterns=["*.bin*"])
+        return Path(folder)
+    except (
+        OSError,
+        ValueError,  # a name that the Hub does not allow
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    ) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise CheckpointError(
             f"{reference!r} is no local folder, and the Hub did not give it: {reason}"
         ) from error

@@ -28,7 +28,7 @@ def read_pickle_header(file: Path) -> list[TensorMeta]:
 
     Raises:
         CheckpointError: if the file is missing, truncated, in the pre-1.6 format, holds anything
-            but tensors, or holds a tensor that is not contiguous.
+            but tensors, is big-endian, or holds a tensor that is not contiguous.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # noqa: TID251
@@ -44,8 +44,10 @@ def read_pickle_header(file: Path) -> list[TensorMeta]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{file} does not hold a mapping of names to tensors")
     for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_contiguous():
-            raise CheckpointError(f"{file}: entry {name!r} is not a contiguous tensor")
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(f"{file}: entry {name!r} is no named tensor")
+        if not tensor.is_contiguous() or tensor.is_neg() or tensor.is_conj():
+            raise CheckpointError(f"{file}: {name!r} is a view; load and save the file again")
     return _locate(dict(state), records, file)
 
 
@@ -54,6 +56,8 @@ def _record_offsets(file: Path) -> list[int]:
     offsets = []
     with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
         for info in archive.infolist():
+            if info.filename.endswith("/byteorder") and archive.read(info) != b"little":
+                raise ValueError("its bytes are in big-endian order")
             if "/data/" in info.filename and info.file_size:
                 # The local header's extra field (alignment padding) differs from the central one.
                 stream.seek(info.header_offset + 26)

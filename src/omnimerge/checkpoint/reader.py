@@ -15,9 +15,17 @@ from omnimerge.errors import CheckpointError, suggestion
 if TYPE_CHECKING:
     from torch import Tensor
 
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
+# In the order in which transformers looks for them.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pth")
+# What training leaves in a folder: neither needed nor small.
+_TRAINING_FILES = ("optimizer.pt", "scheduler.pt", "rng_state")
+_TRAINING_FOLDERS = ("checkpoint-", "global_step")
 
 
 class Checkpoint:
@@ -62,12 +70,15 @@ class Checkpoint:
             CheckpointError: if anything is missing, truncated or inconsistent.
         """
         folder = locate(reference)
-        config_file = folder / "config.json"
-        if not config_file.is_file():
-            raise CheckpointError(f"{folder} has no config.json; give the folder of a checkpoint")
-        config = read_json(config_file)
-        files, promised = _weight_files(folder)
-        tensors = _collect(files)
+        try:
+            config_file = folder / "config.json"
+            if not config_file.is_file():
+                raise CheckpointError(f"{folder} has no config.json; is it a checkpoint's folder?")
+            config = read_json(config_file)
+            files, promised = _weight_files(folder)
+            tensors = _collect(files)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {folder}: {error.strerror}") from error
         for name, file in promised.items():
             if name not in tensors or tensors[name].file.name != file:
                 raise CheckpointError(
@@ -147,19 +158,27 @@ class Checkpoint:
         return self.read(name).reshape(self.meta(name).shape)
 
     def other_files(self) -> list[Path]:
-        """List the files that are not weights, relative to the folder, hidden ones left out.
+        """List the files that belong to the model and are not weights.
+
+        Left out are hidden files, other forms of the weights, what training leaves behind, and
+        folders that hold a merge.
 
         Returns:
             Paths relative to `folder`, sorted.
+
+        Raises:
+            CheckpointError: if a subfolder cannot be read.
         """
-        weights = {file.name for file in self.files} | set(_INDEXES)
+        weights = {file.name for file in self.files}
         found = []
-        for file in self.folder.rglob("*"):
-            relative = file.relative_to(self.folder)
-            hidden = any(part.startswith(".") for part in relative.parts)
-            weight = str(relative) in weights or file.suffix in _WEIGHT_SUFFIXES
-            if file.is_file() and not hidden and not weight:
-                found.append(relative)
+        for root, folders, files in os.walk(self.folder, onerror=_refuse_unreadable):
+            here = Path(root)
+            folders[:] = [name for name in folders if _belongs(here / name)]
+            for name in files:
+                weight = name in weights or Path(name).suffix in _WEIGHT_SUFFIXES
+                weight = weight or ".index." in name or name.startswith(_TRAINING_FILES)
+                if not weight and not name.startswith("."):
+                    found.append((here / name).relative_to(self.folder))
         return sorted(found)
 
     def total_bytes(self) -> int:
@@ -204,19 +223,16 @@ class Checkpoint:
 
 def _weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     """Return the weight files and, where there is an index, what it promises."""
-    for index_name in _INDEXES:
-        index = folder / index_name
-        if index.is_file():
-            return _indexed_files(folder, index)
-    for name in _SINGLE:
-        if (folder / name).is_file():
-            return (folder / name,), {}
+    for name in _WEIGHTS:
+        file = folder / name
+        if file.is_file():
+            return _indexed_files(folder, file) if file.suffix == ".json" else ((file,), {})
     others = sorted(folder.glob("*.safetensors"))
     if len(others) == 1:
         return (others[0],), {}
     if others:
         raise CheckpointError(
-            f"{folder} holds {len(others)} safetensors files and no {_INDEXES[0]}; "
+            f"{folder} holds {len(others)} safetensors files and no {_WEIGHTS[1]}; "
             "download or copy the index too"
         )
     raise CheckpointError(
@@ -228,13 +244,24 @@ def _indexed_files(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[st
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
-    names = list(dict.fromkeys(weight_map.values()))
-    for name in names:
+    for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index} points outside its folder: {name!r}")
+    names = list(dict.fromkeys(weight_map.values()))
+    for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{index} names {name}, which is missing; download it too")
     return tuple(folder / name for name in names), weight_map
+
+
+def _belongs(folder: Path) -> bool:
+    if folder.name.startswith((".", *_TRAINING_FOLDERS)):
+        return False
+    return not (folder / "merge_manifest.json").exists()
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _collect(files: tuple[Path, ...]) -> dict[str, TensorMeta]:

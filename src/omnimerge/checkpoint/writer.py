@@ -15,7 +15,10 @@ from types import TracebackType
 
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
-from omnimerge.errors import OutputError
+from omnimerge.errors import CheckpointError, OutputError
+
+MANIFEST_NAME = "merge_manifest.json"
+"""The file that marks a folder as the output of a merge."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -67,26 +70,27 @@ class CheckpointWriter:
     Args:
         out: the folder to create.
         shards: the tensors of each shard, in file order.
-        overwrite: replace an existing folder, once the new one is complete.
+        overwrite: replace the folder of an earlier merge, once the new one is complete.
 
     Raises:
-        OutputError: if `out` exists and is not empty, or the disk is full.
+        OutputError: if `out` exists and may not be replaced, or the disk is full.
     """
 
     def __init__(
         self, out: Path, shards: Sequence[Sequence[OutputTensor]], *, overwrite: bool = False
     ) -> None:
-        self.out = out
+        self.out = out if not out.is_symlink() else out.resolve()
         self._shards = shards
         self._overwrite = overwrite
         self._places: dict[str, tuple[int, int]] = {}
         self._descriptors: list[int] = []
-        self.folder = out
+        self._made: list[Path] = []
+        self.folder = self.out
 
     def __enter__(self) -> CheckpointWriter:
         refuse_existing(self.out, overwrite=self._overwrite)
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self._made = _make_folders(self.out.parent)
             prefix = f".{self.out.name}.omnimerge-"
             self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.out.parent))
             self.folder.chmod(0o777 & ~_umask())
@@ -136,6 +140,8 @@ class CheckpointWriter:
     ) -> None:
         if kind is not None:
             self._discard()
+            if isinstance(error, OSError):  # from whoever added files to the folder
+                raise _explain(error, self.out) from error
             return
         try:
             self._commit()
@@ -165,6 +171,7 @@ class CheckpointWriter:
         if len(self._shards) > 1:
             self._write_index()
         _sync_folder(self.folder)
+        refuse_existing(self.out, overwrite=self._overwrite)  # it may have appeared meanwhile
         _replace(self.folder, self.out)
         _sync_folder(self.out.parent)
 
@@ -186,6 +193,9 @@ class CheckpointWriter:
         self._close()
         if self.folder != self.out:
             shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a folder that is not empty is not ours any more
+            for folder in self._made:
+                folder.rmdir()
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
@@ -193,17 +203,26 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
 
     Args:
         out: the folder that is to be created.
-        overwrite: whether the user allowed to replace it.
+        overwrite: whether the user allowed to replace it. Only the folder of an earlier merge,
+            which holds ``merge_manifest.json``, is ever replaced.
 
     Raises:
         OutputError: if it exists, is not empty, and may not be replaced.
     """
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; give a folder that does not exist yet")
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out} exists and is not empty; give another folder or --overwrite")
+    try:
+        if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+            return
+        if not out.is_dir():
+            raise OutputError(f"{out} is no folder; give one that does not exist yet")
+        if not overwrite:
+            raise OutputError(f"{out} exists and is not empty; give another folder or --overwrite")
+        if not (out / MANIFEST_NAME).is_file():
+            raise OutputError(
+                f"{out} is not the folder of an earlier merge (it has no {MANIFEST_NAME}) and is "
+                "not replaced; give another folder"
+            )
+    except OSError as error:
+        raise _explain(error, out) from error
 
 
 def _header(tensors: Sequence[OutputTensor]) -> tuple[bytes, list[int]]:
@@ -247,14 +266,22 @@ def _replace(new: Path, out: Path) -> None:
         new.rename(out)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.omnimerge-old-", dir=out.parent))
-    out.rename(old / out.name)
     try:
-        new.rename(out)
-    except OSError:
-        (old / out.name).rename(out)
-        raise
+        out.rename(old / out.name)
+        try:
+            new.rename(out)
+        except OSError:
+            (old / out.name).rename(out)
+            raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Create a folder and its parents; return those that were created, the deepest first."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
 
 
 def _sync_folder(folder: Path) -> None:
@@ -273,6 +300,7 @@ def _umask() -> int:
 
 
 def _explain(error: OSError, out: Path) -> OutputError:
+    """Say what went wrong in terms of the folder the user asked for."""
     if error.errno in _DISK_FULL:
         return OutputError(
             f"no space left for {out} ({error.strerror}); free some, or give a folder elsewhere"
@@ -292,12 +320,14 @@ def copy_files(
         renamed: new names for some of them.
 
     Raises:
-        OutputError: if a file cannot be copied.
+        CheckpointError: if a file cannot be read.
+        OSError: if it cannot be written.
     """
     for name in names:
-        destination = folder / renamed.get(str(name), str(name))
         try:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, destination)
+            content = (source / name).read_bytes()
         except OSError as error:
-            raise _explain(error, folder) from error
+            raise CheckpointError(f"cannot read {source / name}: {error.strerror}") from error
+        destination = folder / renamed.get(str(name), str(name))
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        destination.write_bytes(content)

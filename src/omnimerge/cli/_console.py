@@ -113,13 +113,13 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
             raise click.UsageError(f"--param {pair!r}: write name=value, for example alpha=0.3")
         try:
             parameters[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise click.UsageError(f"--param {pair!r}: {value!r} is not a YAML value") from None
     return parameters
 
 
 def recipe_from(
-    source: str | None,
+    source: str | dict[str, Any] | None,
     options: dict[str, Any],
     parameters: Sequence[str],
     defaults: dict[str, Any] | None = None,
@@ -145,18 +145,11 @@ def recipe_from(
     if "models" in given:
         given["models"] = list(given["models"])
     values = parse_parameters(parameters)
+    if source is None and "method" not in given:
+        raise click.UsageError("give a recipe file, or --method with --model")
     if source is None:
-        if "method" not in given:
-            raise click.UsageError("give a recipe file, or --method with --model")
-        values = {"parameters": values} if values else {}
-        return load_recipe({**given, **values}, defaults=defaults)
-    recipe = load_recipe(source, defaults={**(defaults or {}), **values})
-    if not given and not values:
-        return recipe
-    merged = {**recipe.model_dump(exclude_unset=True), **given}
-    if values:
-        merged["parameters"] = {**merged.get("parameters", {}), **values}
-    return load_recipe(merged, defaults=defaults)
+        source = {"parameters": {}}
+    return load_recipe(source, replace=given, parameters=values, defaults=defaults)
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:

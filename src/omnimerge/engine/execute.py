@@ -54,6 +54,7 @@ def run_plan(
         NonFiniteError: if an input holds NaN or infinity, or the result overflows its dtype.
         CheckpointError: if an input cannot be read.
     """
+    _protect_inputs(plan, out)
     refuse_existing(out, overwrite=overwrite)
     _check_disk(plan, out)
     with CheckpointWriter(out, plan.shards, overwrite=overwrite) as writer:
@@ -164,6 +165,14 @@ def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         else:
             changed[key] = dtype if key in ("dtype", "torch_dtype") else value
     return changed
+
+
+def _protect_inputs(plan: MergePlan, out: Path) -> None:
+    resolved = out.resolve()
+    for checkpoint in (plan.target, *plan.models, *([plan.base] if plan.base else [])):
+        folder = checkpoint.folder.resolve()
+        if folder == resolved or resolved in folder.parents:
+            raise OutputError(f"{out} is or holds an input of this merge; give another folder")
 
 
 def _check_disk(plan: MergePlan, out: Path) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from omnimerge.checkpoint import Checkpoint
+from omnimerge.checkpoint.writer import MANIFEST_NAME
 from omnimerge.engine.plan import MergePlan
-
-MANIFEST_NAME = "merge_manifest.json"
 
 
 def manifest(plan: MergePlan) -> dict[str, Any]:
@@ -41,8 +40,13 @@ def manifest(plan: MergePlan) -> dict[str, Any]:
             "kept": len(plan.jobs) - len(plan.merged),
         },
         "kept_reasons": plan.kept_reasons(),
-        "ancestor": [
-            {"model": a.donor.reference, **(a.ancestor.to_dict() if a.ancestor else {})}
+        "alignments": [
+            {
+                "model": a.donor.reference,
+                "ancestor": a.ancestor.to_dict() if a.ancestor else None,
+                "notes": a.notes,
+                "unused": a.unused,
+            }
             for a in plan.alignments
         ],
         "tensors": {

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omnimerge.arch import Alignment, SlotMap, align, component, layer_index, slot_map
+from omnimerge.arch import GATES, Alignment, SlotMap, align, component, layer_index
 from omnimerge.arch.layout import is_buffer
 from omnimerge.checkpoint import Checkpoint, OutputTensor
 from omnimerge.checkpoint.dtypes import OUTPUT_DTYPES, is_floating, is_known, item_size
 from omnimerge.checkpoint.writer import shard_by_size
 from omnimerge.engine.recipe import Recipe
-from omnimerge.errors import CheckpointError, NotMergeableError, RecipeError
+from omnimerge.errors import CheckpointError, NotMergeableError, RecipeError, suggestion
 from omnimerge.methods import MergeMethod
 
 CHUNK_ELEMENTS = 1 << 18
@@ -98,7 +98,7 @@ class MergePlan:
     @property
     def peak_memory(self) -> int:
         """Bytes that the buffers of all workers take at most, an estimate from above."""
-        per_element = 4 * (len(self.models) + 4)
+        per_element = 8 * (len(self.models) + 4)  # float32 beside the widest stored form
         if self.method.elementwise or not self.merged:
             elements = CHUNK_ELEMENTS
         else:
@@ -150,7 +150,7 @@ def build_plan(recipe: Recipe, *, force: Collection[str] = (), ancestor: bool = 
 
     Args:
         recipe: what to do.
-        force: names of gates to waive (`geometry`, `ancestor`).
+        force: names of gates to waive (`geometry`, `ancestor`, `finite`).
         ancestor: whether to run the ancestor test, the only step that reads tensor data.
 
     Returns:
@@ -160,6 +160,7 @@ def build_plan(recipe: Recipe, *, force: Collection[str] = (), ancestor: bool = 
         RecipeError: if checkpoints cannot be opened; all problems at once.
         NotMergeableError: if a gate refuses; all reasons at once.
     """
+    check_gates(force)
     opened = _open_all(recipe)
     target = opened[recipe.target_reference]
     models = tuple(opened[entry.model] for entry in recipe.models)
@@ -173,7 +174,8 @@ def build_plan(recipe: Recipe, *, force: Collection[str] = (), ancestor: bool = 
     reasons = [f"{a.donor.reference}: {why}" for a in alignments for why in a.reasons(force)]
     if reasons:
         raise NotMergeableError(list(dict.fromkeys(reasons)))
-    slots = slot_map(target.tensors, str(target.folder))
+    slots = alignments[0].target_slots
+    _check_overrides(recipe, slots)
     jobs = tuple(_jobs(recipe, target, slots, alignments))
     if not any(job.merged for job in jobs):
         raise NotMergeableError(["no tensor would be merged; look at `omnimerge map`"])
@@ -204,6 +206,37 @@ def with_parameters(plan: MergePlan, parameters: Mapping[str, Any]) -> MergePlan
         replace(job, parameters=_parameters(recipe, job.output.name, job.slot)) for job in plan.jobs
     )
     return replace(plan, recipe=recipe, jobs=jobs)
+
+
+def check_gates(force: Collection[str]) -> None:
+    """Refuse names of gates that do not exist.
+
+    Args:
+        force: what the caller wants to waive.
+
+    Raises:
+        RecipeError: if one is no gate, or a text was given instead of a list.
+    """
+    names = [force] if isinstance(force, str) else list(force)
+    wrong = [
+        f"force: {name!r} is no gate{suggestion(name, GATES)}"
+        for name in names
+        if name not in GATES
+    ]
+    if isinstance(force, str):
+        wrong.append("force: give a list of gates")
+    if wrong:
+        raise RecipeError([*wrong, f"gates: {', '.join(GATES)}"], "the call")
+
+
+def _check_overrides(recipe: Recipe, slots: SlotMap) -> None:
+    for number, override in enumerate(recipe.overrides):
+        fits = any(
+            override.match.fits(name, component(slot), layer_index(slot))
+            for name, slot in slots.by_name.items()
+        )
+        if not fits:
+            raise RecipeError([f"overrides.{number}.match: fits no tensor of the target"])
 
 
 def worker_count() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,10 +39,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _as_text(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if value == "":
+        raise ValueError("give a path or a Hub id, not an empty text")
+    return value
+
+
+Reference = Annotated[str, BeforeValidator(_as_text)]
+
+
 class ModelEntry(_Strict):
     """One checkpoint being merged."""
 
-    model: str
+    model: Reference
     weight: float | None = None
 
 
@@ -64,7 +76,8 @@ class Match(_Strict):
     @field_validator("layers")
     @classmethod
     def _is_range(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"\d+(-\d+)?", value):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", value or "0")
+        if not match or int(match.group(1)) > int(match.group(2) or match.group(1)):
             raise ValueError(f"{value!r} is no layer range; write 7 or 0-13")
         return value
 
@@ -96,29 +109,43 @@ class Override(_Strict):
     keep: Literal["target"] | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Override:
+        if bool(self.keep) == bool(self.parameters):
+            raise ValueError("give either keep: target or parameters")
+        return self
+
 
 def _entry(value: Any) -> Any:
-    return {"model": value} if isinstance(value, str) else value
+    return {"model": value} if isinstance(value, (str, Path)) else value
+
+
+def _entries(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("give a list of checkpoints")
+    if not value:
+        raise ValueError("give at least one checkpoint")
+    return value
 
 
 def _parse_size(value: Any) -> Any:
     match = re.fullmatch(r"([\d.]+)\s*([A-Za-z]*)", str(value).strip())
     if not match or match.group(2).upper() not in _UNITS:
         raise ValueError(f"{value!r} is no size; write for example 5GB or 500MB")
-    size = int(float(match.group(1)) * _UNITS[match.group(2).upper()])
-    if size < 1:
-        raise ValueError(f"{value!r} is no size above zero")
-    return size
+    size = float(match.group(1)) * _UNITS[match.group(2).upper()]
+    if not 1 <= size < 1e18:
+        raise ValueError(f"{value!r} is no size that a file can have")
+    return int(size)
 
 
 class Recipe(_Strict):
     """A validated recipe. The fields are those of the YAML file, with their defaults."""
 
     method: str
-    target: str | None = None
-    base: str | None = None
+    target: Reference | None = None
+    base: Reference | None = None
     models: Annotated[
-        tuple[Annotated[ModelEntry, BeforeValidator(_entry)], ...], Field(min_length=1)
+        tuple[Annotated[ModelEntry, BeforeValidator(_entry)], ...], BeforeValidator(_entries)
     ]
     parameters: dict[str, Any] = Field(default_factory=dict)
     select: Selection | None = None
@@ -164,7 +191,11 @@ class Recipe(_Strict):
 
 
 def load_recipe(
-    source: str | Path | Mapping[str, Any] | Recipe, *, defaults: Mapping[str, Any] | None = None
+    source: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    replace: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read and check a recipe.
 
@@ -172,6 +203,8 @@ def load_recipe(
 
     Args:
         source: a YAML file, or the mapping it would hold.
+        replace: keys that replace the recipe's, as options of the command line do.
+        parameters: keywords of the method that replace single ones of the recipe's.
         defaults: keywords of the method to use where the recipe has none, such as the one that a
             search is going to set; those that the method does not have are ignored.
 
@@ -182,21 +215,22 @@ def load_recipe(
         RecipeError: if anything is wrong with it; all problems are reported at once.
     """
     if isinstance(source, Recipe):
-        return source
+        if not replace and not parameters:
+            return source
+        source = source.model_dump(exclude_unset=True)
     if isinstance(source, Mapping):
-        return _validate(_with_defaults(dict(source), defaults or {}), "recipe")
-    path = Path(source)
-    raw = _beside(_read_yaml(path), path.parent)
-    return _validate(_with_defaults(raw, defaults or {}), str(path))
-
-
-def _with_defaults(raw: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    given = raw.get("parameters") or {}
+        raw, name = dict(source), "recipe"
+    else:
+        path = Path(source)
+        raw, name = _beside(_read_yaml(path), path.parent), str(path)
+    raw |= replace or {}
     method = all_methods().get(str(raw.get("method")))
-    if not defaults or method is None or not isinstance(given, Mapping):
-        return raw
-    known = {param.name for param in method.params}
-    return {**raw, "parameters": {k: v for k, v in defaults.items() if k in known} | dict(given)}
+    given = raw.get("parameters") or {}
+    if isinstance(given, Mapping):
+        known = {param.name for param in method.params} if method else set()
+        usable = {key: value for key, value in (defaults or {}).items() if key in known}
+        raw["parameters"] = {**usable, **given, **(parameters or {})}
+    return _validate(raw, name)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -205,11 +239,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise RecipeError([f"cannot be read: {error.strerror}"], str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise RecipeError([" ".join(str(error).split())], str(path)) from error
     if not isinstance(raw, dict):
         raise RecipeError(["it holds no keys; see `omnimerge plan --help` for one"], str(path))
     return raw
+
+
+# PyYAML lets errors of its converters through, such as a date with a thirteenth month.
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -226,8 +264,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _beside(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     def resolve(value: Any) -> Any:
-        if isinstance(value, str) and (folder / value).is_dir():
-            return str(folder / value)
+        with contextlib.suppress(OSError):  # a text that is no path is reported later
+            if isinstance(value, str) and value and (folder / value).is_dir():
+                return str(folder / value)
         return value
 
     found = dict(raw)
@@ -300,6 +339,8 @@ def _method_problems(recipe: Recipe) -> list[str]:
     count = recipe.model_count()
     low, high = method.models
     problems = []
+    if "weights" in recipe.parameters and any(m.weight is not None for m in recipe.models):
+        problems.append("parameters.weights: given beside weight entries of models; keep one")
     if count < low or (high is not None and count > high):
         least = low - method.takes_target
         wanted = f"exactly {least}" if low == high else f"at least {least}"

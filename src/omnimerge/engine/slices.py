@@ -53,16 +53,13 @@ class SliceWorker:
         ]
         if not self._plan.method.elementwise:
             whole = [tensor.float().reshape(job.output.shape) for tensor in raw]
-            return self._merge(job, whole, raw).flatten().to(torch_dtype(job.output.dtype))
+            merged = self._merge(job, whole, raw).flatten()
+            return _rounded(job, merged, torch.empty_like(merged, dtype=_dtype(job)))
         result = self._buffer(len(inputs), job.output.dtype, stop - start)
         for begin in range(0, stop - start, _KERNEL_ELEMENTS):
             part = slice(begin, min(begin + _KERNEL_ELEMENTS, stop - start))
             floats = [self._as_float(number, tensor[part]) for number, tensor in enumerate(raw)]
-            result[part].copy_(self._merge(job, floats, raw))
-        if job.output.dtype == "F16" and not torch.isfinite(result.sum(dtype=torch.float32)):
-            raise NonFiniteError(
-                f"tensor {job.output.name!r} overflows float16 when merged; set dtype: bfloat16"
-            )
+            _rounded(job, self._merge(job, floats, raw), result[part])
         return result
 
     def _merge(self, job: TensorJob, floats: list[Tensor], raw: list[Tensor]) -> Tensor:
@@ -98,7 +95,9 @@ class SliceWorker:
                 f"tensor {name!r} of {target.reference} holds NaN; repair the checkpoint, or copy "
                 "it as it is with --force finite"
             )
-        return kept.to(torch_dtype(job.output.dtype))
+        if stored == job.output.dtype:
+            return kept
+        return _rounded(job, kept, torch.empty_like(kept, dtype=_dtype(job)))
 
     def _read(
         self, number: int, checkpoint: Checkpoint, name: str, start: int, stop: int
@@ -119,3 +118,24 @@ class SliceWorker:
         if held is None:
             held = self._floats[number] = torch.empty(_KERNEL_ELEMENTS)
         return held[: part.numel()].copy_(part)
+
+
+def _rounded(job: TensorJob, values: Tensor, into: Tensor) -> Tensor:
+    """Round to the output dtype; refuse what its range does not hold."""
+    into.copy_(values)
+    if job.output.dtype in _NARROW and not torch.isfinite(into.float().sum()):
+        overflow = torch.isfinite(values) & ~torch.isfinite(into.float())
+        if overflow.any():
+            raise NonFiniteError(
+                f"tensor {job.output.name!r} overflows {_NARROW[job.output.dtype]}; "
+                "set dtype: bfloat16"
+            )
+    return into
+
+
+def _dtype(job: TensorJob) -> torch.dtype:
+    return torch_dtype(job.output.dtype)
+
+
+# Types whose range is smaller than bfloat16's. F8_E4M3 has no infinity: torch gives NaN there.
+_NARROW = {"F16": "float16", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3"}

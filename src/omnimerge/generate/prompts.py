@@ -128,7 +128,7 @@ def _parse(line: str, folder: Path) -> tuple[Prompt | None, list[str]]:
     """One line as a prompt (None if nothing usable is there), and what is wrong with it."""
     try:
         raw = json.loads(line, parse_int=str, parse_float=str)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, [f"not JSON ({error}); write one JSON object per line"]
     if not isinstance(raw, dict):
         return None, ['not a JSON object; write {"id": "1", "prompt": "..."}']
@@ -139,6 +139,8 @@ def _parse(line: str, folder: Path) -> tuple[Prompt | None, list[str]]:
     for key, value in texts.items():
         if value is not None and not isinstance(value, str):
             problems.append(f"{key} {json.dumps(value)} is not text; put it in quotes")
+        elif value is not None and not _is_unicode(value):
+            problems.append(f"{key} {json.dumps(value)} holds half a character; repair the text")
     if not isinstance(texts["id"], str) or not isinstance(texts["prompt"], str):
         return None, problems
     answer, kind = (v if isinstance(v, str) else None for v in (texts["answer"], texts["kind"]))
@@ -162,5 +164,20 @@ def _images(value: Any, folder: Path) -> tuple[tuple[Path, ...], list[str]]:
     return images, [
         f"image {name!r} is not a file; paths are relative to {folder}"
         for name, image in zip(names, images, strict=True)
-        if not image.is_file()
+        if not _is_file(image)
     ]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, a null byte, no permission
+        return False
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

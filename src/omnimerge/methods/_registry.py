@@ -1,6 +1,7 @@
 """Declare a merge method once; recipe schema, command line, docs and search bounds follow."""
 
 import inspect
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, NoneType
@@ -70,12 +71,13 @@ class Param:
         return next((p for v in value if (p := self._single_problem(v))), None)
 
     def _single_problem(self, value: Any) -> str | None:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if self.choices:
             legal = value in self.choices
             return None if legal else f"{value!r} is not one of {', '.join(self.choices)}"
         if (self.kind is float and not number) or (self.kind is int and not isinstance(value, int)):
-            return f"{value!r} is not a number"
+            hint = "; write 0.1, not 1e-1" if _looks_like_a_number(value) else ""
+            return f"{value!r} is not a number{hint}"
         if self.kind in (bool, str) and not isinstance(value, self.kind):
             return f"{value!r} is not {'true or false' if self.kind is bool else 'a text'}"
         if number and (value != value or abs(value) == float("inf")):
@@ -278,6 +280,14 @@ def _param(parameter: inspect.Parameter, hint: Any) -> Param:
         required=required,
         range=next((extra for extra in extras if isinstance(extra, Range)), None),
     )
+
+
+def _looks_like_a_number(value: Any) -> bool:
+    """YAML 1.1 reads 1e-1 as a text."""
+    try:
+        return isinstance(value, str) and float(value) == float(value)
+    except ValueError:
+        return False
 
 
 def _without_none(hint: Any) -> Any:

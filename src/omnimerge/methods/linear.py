@@ -47,6 +47,6 @@ def linear(
     """
     shares = equal_weights(weights, len(models))
     total = sum(shares) if normalize else 1.0
-    if total == 0:
+    if abs(total) <= 1e-6 * sum(abs(w) for w in shares):
         raise MethodError("linear: the weights sum to zero; set normalize: false or other weights")
     return weighted_sum(models, [w / total for w in shares])

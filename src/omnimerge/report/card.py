@@ -54,7 +54,7 @@ def render_card(manifest: dict[str, Any]) -> str:
     hub_ids = [reference for reference in inputs if _is_hub_id(reference)]
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "omnimerge"]}
     if hub_ids:
-        front["base_model"] = list(dict.fromkeys(hub_ids))
+        front["base_model"] = list(dict.fromkeys(h.partition("@")[0] for h in hub_ids))
         front["base_model_relation"] = "merge"
     recipe = manifest["recipe"]
     counts = [f"| merged by `{recipe['method']}` | {manifest['counts'][recipe['method']]} |"]
@@ -71,7 +71,8 @@ def render_card(manifest: dict[str, Any]) -> str:
 
 
 def _is_hub_id(reference: str) -> bool:
-    return reference.count("/") == 1 and not reference.startswith((".", "/", "~"))
+    local = reference.startswith((".", "/", "~")) or Path(reference).exists()
+    return reference.count("/") == 1 and not local
 
 
 def _cell(text: str) -> str:

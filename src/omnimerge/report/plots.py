@@ -48,7 +48,8 @@ def search_curves(result: SearchResult) -> str:
                 "accuracy on held-out labels (the choice never sees it)",
                 loc="left", fontsize=10, color=_INK,
             )  # fmt: skip
-        axes[-1, 0].set_xlabel(f"{result.parameter} (the donor's share)", color=_INK)
+        share = " (the donor's share)" if result.recipe.get("method") == "adamms" else ""
+        axes[-1, 0].set_xlabel(result.parameter + share, color=_INK)
         axes[-1, 0].set_xticks(xs)
         figure.tight_layout()
         text = io.StringIO()

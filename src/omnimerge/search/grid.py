@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException, InvalidOperation
 
 from omnimerge.errors import SearchError
 
@@ -24,7 +24,10 @@ def parse_grid(text: str) -> tuple[float, ...]:
         SearchError: if the text is no grid, a range does not end at its stop, or there are no two
             points or more than 1000.
     """
-    points = _range(text) if ":" in text else [_number(part, text) for part in text.split(",")]
+    try:
+        points = _range(text) if ":" in text else [_number(part, text) for part in text.split(",")]
+    except DecimalException:
+        raise SearchError(f"grid {text!r} is out of range; write for example 0:0.6:0.1") from None
     if any(a >= b for a, b in itertools.pairwise(points)):
         raise SearchError(f"grid {text!r} is not strictly increasing; sort it, without doubles")
     if len(points) < 2:

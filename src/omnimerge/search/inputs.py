@@ -58,10 +58,10 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
 
 
 def checkpoint_digest(checkpoint: Checkpoint, *, whole: bool = False) -> str:
-    """Return a digest of a checkpoint, made of sizes and of blocks spread over its weight files.
+    """Return a digest of a checkpoint: sizes, times and blocks spread over its weight files.
 
-    Reads 256 KiB per weight file whatever its size: enough to tell trained weights apart, not to
-    prove that two files are equal.
+    Reads 256 KiB per weight file whatever its size. A file that was written again counts as
+    another one, even if its bytes are the same.
 
     Args:
         checkpoint: an opened checkpoint.
@@ -90,10 +90,11 @@ def checkpoint_digest(checkpoint: Checkpoint, *, whole: bool = False) -> str:
 
 def _sampled(path: Path) -> bytes:
     """The size and 64 blocks of a file, evenly spread, the first and the last included."""
-    size = path.stat().st_size
+    stat = path.stat()
+    size = stat.st_size
     last = max(0, size - _BLOCK)
     starts = sorted({last * i // (_BLOCKS - 1) for i in range(_BLOCKS)})
-    digest = hashlib.sha256(f"{path.name}:{size}:".encode())
+    digest = hashlib.sha256(f"{path.name}:{size}:{stat.st_mtime_ns}:".encode())
     with path.open("rb") as file:
         for start in starts:
             file.seek(start)

@@ -42,6 +42,10 @@ class AnswerStore:
         """
         return self.folder / f"{self.parameter}_{point_name(point)}.jsonl"
 
+    def any(self) -> bool:
+        """Return whether there are answers at any point, complete ones or not."""
+        return self.folder.is_dir() and any(self.folder.iterdir())
+
     def read(self, point: float) -> list[Response] | None:
         """Return the answers at a point, if it was finished.
 

@@ -139,7 +139,7 @@ class Study:
         file = self.folder / SETTINGS_NAME
         if file.exists():
             changed = self._changed(file)
-            if changed and not self._overwrite:
+            if changed and not self._overwrite and self.store.any():
                 raise SearchError(
                     f"{self.folder} holds a search with other settings ({'; '.join(changed)}); "
                     "choose another folder, or overwrite it"
