@@ -90,18 +90,28 @@ def test_elementwise_methods_may_be_applied_in_slices(method):
 def test_every_parameter_has_an_effect(method):
     models, base = draw(method, (4, 6))
     chosen = parameters(method) or {}
+    if any(p.name == "variant" for p in method.params):
+        chosen["variant"] = "lora"  # the one that uses every keyword
     for p in method.params:
         # Unequal weights that do not sum to one, so that `normalize` matters too.
         start = {"weights": [1.0, 3.0, 0.5]} if any(q.per_model for q in method.params) else {}
         reference = method(models, base, **{**start, **chosen})
-        if p.per_model:
-            other = [2.0, 1.0, 1.0]
-        elif p.kind is bool:
-            other = not p.default
-        else:
-            other = p.range.low + 0.9 * (p.range.high - p.range.low)
-        changed = method(models, base, **{**start, **chosen, p.name: other})
-        assert not torch.equal(changed, reference), p.name
+        others = _others(p)
+        changed = [method(models, base, **{**start, **chosen, p.name: o}) for o in others]
+        assert any(not torch.equal(c, reference) for c in changed), p.name
+
+
+def _others(p):
+    """Values of a keyword, other than its default, of which one at least has to matter."""
+    if p.per_model:
+        return [[2.0, 1.0, 1.0]]
+    if p.kind is bool:
+        return [not p.default]
+    if p.choices:
+        return [choice for choice in p.choices if choice != p.default]
+    if p.kind is int:
+        return [p.default + 1]
+    return [p.range.low + share * (p.range.high - p.range.low) for share in (0.05, 0.9)]
 
 
 def test_wrong_calls_are_explained(method):

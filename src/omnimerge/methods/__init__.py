@@ -20,8 +20,12 @@ from omnimerge.methods._registry import (
 )
 from omnimerge.methods.adamms import adamms
 from omnimerge.methods.average import average
+from omnimerge.methods.iso import iso_c, iso_cts
 from omnimerge.methods.linear import linear
+from omnimerge.methods.optmerge import optmerge
 from omnimerge.methods.task_arithmetic import task_arithmetic
+from omnimerge.methods.tsv import tsv
+from omnimerge.methods.wudi import wudi
 
 __all__ = [
     "MergeMethod",
@@ -31,9 +35,14 @@ __all__ = [
     "all_methods",
     "average",
     "get_method",
+    "iso_c",
+    "iso_cts",
     "linear",
     "merge_tensors",
+    "optmerge",
     "task_arithmetic",
+    "tsv",
+    "wudi",
 ]
 
 
