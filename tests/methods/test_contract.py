@@ -94,23 +94,27 @@ def test_every_parameter_has_an_effect(method):
         chosen["variant"] = "lora"  # the one that uses every keyword
     for p in method.params:
         # Unequal weights that do not sum to one, so that `normalize` matters too.
-        start = {"weights": [1.0, 3.0, 0.5]} if any(q.per_model for q in method.params) else {}
+        start = (
+            {"weights": [1.0, 3.0, 0.5][: count(method)]}
+            if any(q.per_model for q in method.params)
+            else {}
+        )
         reference = method(models, base, **{**start, **chosen})
-        others = _others(p)
+        others = _others(p, count(method))
         changed = [method(models, base, **{**start, **chosen, p.name: o}) for o in others]
         assert any(not torch.equal(c, reference) for c in changed), p.name
 
 
-def _others(p):
+def _others(p, models):
     """Values of a keyword, other than its default, of which one at least has to matter."""
     if p.per_model:
-        return [[2.0, 1.0, 1.0]]
+        return [[2.0, 1.0, 1.0][:models]]
     if p.kind is bool:
         return [not p.default]
     if p.choices:
         return [choice for choice in p.choices if choice != p.default]
     if p.kind is int:
-        return [p.default + 1]
+        return [1, p.default + 1]
     return [p.range.low + share * (p.range.high - p.range.low) for share in (0.05, 0.9)]
 
 

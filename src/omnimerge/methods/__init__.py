@@ -20,9 +20,16 @@ from omnimerge.methods._registry import (
 )
 from omnimerge.methods.adamms import adamms
 from omnimerge.methods.average import average
+from omnimerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
 from omnimerge.methods.iso import iso_c, iso_cts
+from omnimerge.methods.karcher import karcher, multislerp
 from omnimerge.methods.linear import linear
+from omnimerge.methods.model_stock import model_stock
+from omnimerge.methods.nearswap import nearswap
 from omnimerge.methods.optmerge import optmerge
+from omnimerge.methods.passthrough import passthrough
+from omnimerge.methods.sce import sce
+from omnimerge.methods.slerp import nuslerp, slerp
 from omnimerge.methods.task_arithmetic import task_arithmetic
 from omnimerge.methods.tsv import tsv
 from omnimerge.methods.wudi import wudi
@@ -34,12 +41,22 @@ __all__ = [
     "adamms",
     "all_methods",
     "average",
+    "breadcrumbs",
+    "breadcrumbs_ties",
     "get_method",
     "iso_c",
     "iso_cts",
+    "karcher",
     "linear",
     "merge_tensors",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
     "optmerge",
+    "passthrough",
+    "sce",
+    "slerp",
     "task_arithmetic",
     "tsv",
     "wudi",
