@@ -7,6 +7,7 @@ The public API, loaded on first use so that `import omnimerge` costs nothing:
 * `merge(recipe, out)`: write the merged checkpoint
 * `search(recipe, prompts, out)`: find a coefficient without labels -> `SearchResult`
 * `merge_tensors(method, models, base, **parameters)`: one tensor, in memory
+* `merge_state_dicts(method, models, base, **parameters)`: whole models, in memory
 * `methods()`: every merge method by name
 * `inspect(path)`: what a checkpoint is; `align(target, donor)`: what goes where
 * `OmnimergeError`: the base of every error raised on purpose
@@ -34,6 +35,7 @@ __all__ = [
     "inspect",
     "load_recipe",
     "merge",
+    "merge_state_dicts",
     "merge_tensors",
     "methods",
     "plan",
@@ -45,6 +47,7 @@ _LAZY = {
     "Recipe": "omnimerge.engine",
     "OmnimergeError": "omnimerge.errors",
     "load_recipe": "omnimerge.engine",
+    "merge_state_dicts": "omnimerge.methods",
     "merge_tensors": "omnimerge.methods",
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnimerge.errors import MethodError
-from omnimerge.methods import all_methods, merge_tensors
+from omnimerge.methods import all_methods, merge_state_dicts, merge_tensors
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(7,), (4, 6), (2, 3, 5), (), (0,), (0, 4)]
@@ -79,9 +79,11 @@ def test_elementwise_methods_may_be_applied_in_slices(method):
     if not method.elementwise:
         return
     models, base = draw(method, (64,))
-    whole = method(models, base, **parameters(method))
+    chosen = parameters(method)
+    whole = method(models, base, **chosen)
+    known = method.collect(lambda: [(models, base)], len(models), chosen)
     halves = [
-        method([m[part] for m in models], base[part], **parameters(method))
+        method.merge([m[part] for m in models], base[part], chosen, statistics=known)
         for part in (slice(0, 30), slice(30, 64))
     ]
     assert torch.equal(whole, torch.cat(halves))
@@ -116,6 +118,26 @@ def _others(p, models):
     if p.kind is int:
         return [1, p.default + 1]
     return [p.range.low + share * (p.range.high - p.range.low) for share in (0.05, 0.9)]
+
+
+def test_the_seed_matters_for_random_methods_only(method):
+    models, base = draw(method, (4, 6))
+    chosen = parameters(method)
+    first, second = (method(models, base, seed=seed, **chosen) for seed in (0, 1))
+    assert torch.equal(first, second) is not method.random
+
+
+def test_whole_models_are_merged_tensor_by_tensor(method):
+    pairs = {"w": draw(method, (4, 6)), "b": draw(method, (5,), seed=1)}
+    models = [{name: m[i] for name, (m, _) in pairs.items()} for i in range(count(method))]
+    base = {name: b for name, (_, b) in pairs.items()}
+    merged = merge_state_dicts(method.name, models, base, **parameters(method))
+    assert list(merged) == ["w", "b"]
+    if method.statistics is None and not method.random:
+        for name, (m, b) in pairs.items():
+            assert torch.equal(merged[name], method(m, b, **parameters(method)))
+    with pytest.raises(MethodError, match="1 tensors are not in every model, such as 'b'"):
+        merge_state_dicts(method.name, models, {"w": base["w"]}, **parameters(method))
 
 
 def test_wrong_calls_are_explained(method):

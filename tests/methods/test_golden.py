@@ -5,14 +5,11 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from omnimerge.methods import all_methods, merge_tensors
+from omnimerge.methods import all_methods, merge_state_dicts
 
 NAMES = ("square.weight", "tall.weight", "wide.weight")
 TOLERANCE = {"wudi": 1e-4}
-CASES = tuple(
-    f"case{n:02}"
-    for n in (0, 1, 4, 5, 6, 7, 8, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 38, 39)
-)
+CASES = tuple(f"case{n:02}" for n in [*range(9), *range(19, 40)])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -20,12 +17,12 @@ def test_case(case, golden):
     spec = next(c for c in json.loads((golden / "cases.json").read_text()) if c["case"] == case)
     assert spec["method"] in all_methods()
     tensors = load_file(golden / "golden.safetensors")
+    models = [{name: tensors[f"expert{i}/{name}"] for name in NAMES} for i in range(spec["models"])]
+    base = {name: tensors[f"base/{name}"] for name in NAMES} if spec["base"] else None
+    merged = merge_state_dicts(spec["method"], models, base, **spec["parameters"])
     for name in NAMES:
-        models = [tensors[f"expert{i}/{name}"] for i in range(spec["models"])]
-        base = tensors[f"base/{name}"] if spec["base"] else None
-        merged = merge_tensors(spec["method"], models, base, **spec["parameters"])
         expected = tensors[f"{case}/{name}"]
-        error = (merged.double() - expected.double()).norm() / expected.double().norm()
+        error = (merged[name].double() - expected.double()).norm() / expected.double().norm()
         assert error <= TOLERANCE.get(spec["method"], 1e-5), name
 
 

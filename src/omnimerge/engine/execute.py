@@ -25,7 +25,7 @@ from omnimerge.engine.plan import (
     with_parameters,
     worker_count,
 )
-from omnimerge.engine.slices import SliceWorker
+from omnimerge.engine.slices import SliceWorker, collect_statistics
 from omnimerge.errors import OutputError
 
 Progress = Callable[[int, int], None]
@@ -82,7 +82,7 @@ def merged_tensors(
         NonFiniteError: if an input holds NaN or infinity, or the result overflows its dtype.
     """
     plan = with_parameters(plan, parameters or {})
-    worker = SliceWorker(plan)
+    worker = SliceWorker(plan, collect_statistics(plan))
     for job in plan.merged:
         merged = torch.empty(_numel(job), dtype=torch_dtype(job.output.dtype))
         for start, stop in _slices(plan, job):
@@ -91,13 +91,14 @@ def merged_tensors(
 
 
 def _stream(plan: MergePlan, writer: CheckpointWriter, on_progress: Progress | None) -> None:
+    statistics = collect_statistics(plan)
     tasks = _tasks(plan)
     lock, stop = threading.Lock(), threading.Event()
     total, done = plan.bytes_to_write, 0
 
     def work() -> None:
         nonlocal done
-        worker = SliceWorker(plan)
+        worker = SliceWorker(plan, statistics)
         while not stop.is_set():
             with lock:
                 task = next(tasks, None)

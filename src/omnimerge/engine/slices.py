@@ -6,13 +6,16 @@ tensors for every step cost more in page faults than the arithmetic does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size, torch_dtype
-from omnimerge.engine.plan import MergePlan, TensorJob
+from omnimerge.engine.plan import CHUNK_ELEMENTS, MergePlan, TensorJob
 from omnimerge.errors import NonFiniteError
+from omnimerge.methods import Statistics
 
 # Elements that a method sees at once: all of its float32 operands then stay in the cache.
 _KERNEL_ELEMENTS = 1 << 16
@@ -23,10 +26,12 @@ class SliceWorker:
 
     Args:
         plan: what to do.
+        statistics: what the method has to know of the whole model; see `collect_statistics`.
     """
 
-    def __init__(self, plan: MergePlan) -> None:
+    def __init__(self, plan: MergePlan, statistics: Statistics | None = None) -> None:
         self._plan = plan
+        self._statistics = statistics
         self._raw: dict[int, Tensor] = {}
         self._floats: dict[int, Tensor] = {}
 
@@ -65,7 +70,14 @@ class SliceWorker:
     def _merge(self, job: TensorJob, floats: list[Tensor], raw: list[Tensor]) -> Tensor:
         models = floats[: len(job.sources)]
         base = floats[-1] if job.base else None
-        merged = self._plan.method.fn(models, base, **job.parameters)
+        merged = self._plan.method.merge(
+            models,
+            base,
+            job.parameters,
+            statistics=self._statistics,
+            name=job.output.name,
+            seed=self._plan.recipe.seed,
+        )
         # One pass in cache; only a non-finite sum leads to the exact, slower look.
         if not torch.isfinite(merged.sum()):
             self._explain_non_finite(job, raw, merged)
@@ -118,6 +130,27 @@ class SliceWorker:
         if held is None:
             held = self._floats[number] = torch.empty(_KERNEL_ELEMENTS)
         return held[: part.numel()].copy_(part)
+
+
+def collect_statistics(plan: MergePlan) -> Statistics | None:
+    """Gather what the plan's method has to know of the whole model, in bounded memory.
+
+    Args:
+        plan: what to do; the recipe's own keywords count, overrides do not.
+
+    Returns:
+        The statistics, or None if the method needs none.
+    """
+
+    def tensors() -> Iterator[tuple[list[Tensor], Tensor | None]]:
+        for job in plan.merged:
+            numel = job.output.nbytes // item_size(job.output.dtype)
+            for start in range(0, numel, CHUNK_ELEMENTS):
+                stop = min(start + CHUNK_ELEMENTS, numel)
+                models = [checkpoint.read(name, start, stop) for checkpoint, name in job.sources]
+                yield models, job.base[0].read(job.base[1], start, stop) if job.base else None
+
+    return plan.method.collect(tensors, plan.recipe.model_count(), plan.recipe.all_parameters)
 
 
 def _rounded(job: TensorJob, values: Tensor, into: Tensor) -> Tensor:

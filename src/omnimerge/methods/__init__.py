@@ -14,16 +14,20 @@ from omnimerge.methods._registry import (
     MergeMethod,
     Param,
     Range,
+    Statistics,
     all_methods,
     get_method,
+    merge_state_dicts,
     merge_tensors,
 )
 from omnimerge.methods.adamms import adamms
 from omnimerge.methods.average import average
 from omnimerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
+from omnimerge.methods.dare import dare_linear, dare_ties, drop_linear
 from omnimerge.methods.iso import iso_c, iso_cts
 from omnimerge.methods.karcher import karcher, multislerp
 from omnimerge.methods.linear import linear
+from omnimerge.methods.metagpt import metagpt
 from omnimerge.methods.model_stock import model_stock
 from omnimerge.methods.nearswap import nearswap
 from omnimerge.methods.optmerge import optmerge
@@ -31,6 +35,7 @@ from omnimerge.methods.passthrough import passthrough
 from omnimerge.methods.sce import sce
 from omnimerge.methods.slerp import nuslerp, slerp
 from omnimerge.methods.task_arithmetic import task_arithmetic
+from omnimerge.methods.ties import ties
 from omnimerge.methods.tsv import tsv
 from omnimerge.methods.wudi import wudi
 
@@ -38,17 +43,23 @@ __all__ = [
     "MergeMethod",
     "Param",
     "Range",
+    "Statistics",
     "adamms",
     "all_methods",
     "average",
     "breadcrumbs",
     "breadcrumbs_ties",
+    "dare_linear",
+    "dare_ties",
+    "drop_linear",
     "get_method",
     "iso_c",
     "iso_cts",
     "karcher",
     "linear",
+    "merge_state_dicts",
     "merge_tensors",
+    "metagpt",
     "model_stock",
     "multislerp",
     "nearswap",
@@ -58,6 +69,7 @@ __all__ = [
     "sce",
     "slerp",
     "task_arithmetic",
+    "ties",
     "tsv",
     "wudi",
 ]

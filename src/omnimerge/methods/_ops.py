@@ -134,3 +134,19 @@ def adam_quadratic(
         size = learning_rate / (1 - 0.9**step)
         tau.addcdiv_(first, (second / (1 - 0.999**step)).sqrt_().add_(1e-8), value=-size)
     return tau
+
+
+def kth_magnitude(tensor: Tensor, k: int) -> float:
+    """Return the k-th largest magnitude of a tensor, without sorting it.
+
+    Args:
+        tensor: any floating-point tensor.
+        k: from 0 to the number of elements.
+
+    Returns:
+        The magnitude; infinity for k = 0, so that nothing reaches it.
+    """
+    count = tensor.numel()
+    if k == 0 or count == 0:
+        return float("inf")
+    return float(tensor.abs().flatten().kthvalue(count - k + 1).values)

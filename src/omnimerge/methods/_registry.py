@@ -1,17 +1,51 @@
 """Declare a merge method once; recipe schema, command line, docs and search bounds follow."""
 
+import hashlib
 import inspect
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, NoneType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
 from omnimerge.errors import MethodError, UnknownMethodError, suggestion
 
 MergeFn = Callable[..., Tensor]
+
+# Keywords that the caller of a method fills, not the recipe.
+_PROVIDED = ("statistics", "generator")
+
+
+class Statistics(Protocol):
+    """What a method has to know of a whole model before it merges the first tensor.
+
+    Every pass shows it all tensors (or slices of them) once, in any order.
+    """
+
+    passes: int
+
+    def see(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> None:
+        """Take in one tensor, or a slice of one.
+
+        Args:
+            number: which pass this is, from 0.
+            models: one tensor per model.
+            base: the common ancestor's tensor.
+        """
+
+    def close(self, number: int) -> None:
+        """End a pass.
+
+        Args:
+            number: which pass this was.
+        """
+
+
+StatisticsFactory = Callable[[int, Mapping[str, Any]], Statistics | None]
+"""(number of models, the method's keywords) -> statistics, or None where none are needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +138,8 @@ class MergeMethod:
         select: which tensors it merges by default.
         models: fewest and most models it takes (`takes_target` included).
         params: its keywords.
+        statistics: makes what it has to know of the whole model, if anything.
+        random: whether it draws at random, from a generator that is given to it.
     """
 
     name: str
@@ -117,6 +153,8 @@ class MergeMethod:
     select: str
     models: tuple[int, int | None]
     params: tuple[Param, ...]
+    statistics: StatisticsFactory | None
+    random: bool
 
     def problems(self, parameters: Mapping[str, Any], models: int) -> list[str]:
         """Check keywords against the signature.
@@ -143,14 +181,84 @@ class MergeMethod:
                 found.append(f"{name}: {problem}")
         return found
 
-    def __call__(
-        self, models: Sequence[Tensor], base: Tensor | None = None, **parameters: Any
+    def collect(
+        self,
+        tensors: Callable[[], Iterable[tuple[Sequence[Tensor], Tensor | None]]],
+        models: int,
+        parameters: Mapping[str, Any],
+    ) -> Statistics | None:
+        """Gather what the method has to know of a whole model.
+
+        Args:
+            tensors: called once per pass; gives (models, base) for every tensor or slice.
+            models: number of models.
+            parameters: the method's keywords.
+
+        Returns:
+            The statistics, or None if this method, with these keywords, needs none.
+        """
+        found = self.statistics(models, self.complete(parameters)) if self.statistics else None
+        for number in range(found.passes if found else 0):
+            for each, base in tensors():
+                found.see(number, each, base)  # type: ignore[union-attr]
+            found.close(number)  # type: ignore[union-attr]
+        return found
+
+    def complete(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return keywords with the defaults of those that are not given.
+
+        Args:
+            parameters: the keywords that are given.
+
+        Returns:
+            All keywords.
+        """
+        return {p.name: p.default for p in self.params if not p.required} | dict(parameters)
+
+    def merge(
+        self,
+        models: Sequence[Tensor],
+        base: Tensor | None,
+        parameters: Mapping[str, Any],
+        *,
+        statistics: Statistics | None = None,
+        name: str = "",
+        seed: int = 0,
     ) -> Tensor:
-        """Check the inputs and merge one tensor.
+        """Merge one tensor whose inputs have been checked.
+
+        Args:
+            models: the tensors, all of one shape.
+            base: the common ancestor's tensor.
+            parameters: the method's keywords.
+            statistics: what `collect` returned.
+            name: the tensor's name, from which, with the seed, random methods draw.
+            seed: the recipe's seed.
+
+        Returns:
+            The merged tensor, float32.
+        """
+        provided: dict[str, Any] = {}
+        if self.statistics:
+            provided["statistics"] = statistics
+        if self.random:
+            provided["generator"] = generator_for(seed, name)
+        return self.fn(models, base, **parameters, **provided)
+
+    def __call__(
+        self,
+        models: Sequence[Tensor],
+        base: Tensor | None = None,
+        *,
+        seed: int = 0,
+        **parameters: Any,
+    ) -> Tensor:
+        """Check the inputs and merge one tensor, as if it were the whole model.
 
         Args:
             models: the tensors, all of one shape; the target first where `takes_target`.
             base: the common ancestor's tensor; ignored by methods that do not need it.
+            seed: for methods that draw at random.
             **parameters: the method's keywords.
 
         Returns:
@@ -159,18 +267,46 @@ class MergeMethod:
         Raises:
             MethodError: if shapes, number of models, base or keywords do not fit.
         """
+        self.check(len(models), has_base=base is not None, parameters=parameters)
+        self.check_shapes(models, base)
+        statistics = self.collect(lambda: [(models, base)], len(models), parameters)
+        return self.merge(models, base, parameters, statistics=statistics, seed=seed)
+
+    def check(self, models: int, *, has_base: bool, parameters: Mapping[str, Any]) -> None:
+        """Check the number of models, the base and the keywords.
+
+        Args:
+            models: number of models.
+            has_base: whether there is a base.
+            parameters: the keywords.
+
+        Raises:
+            MethodError: if something does not fit.
+        """
         low, high = self.models
-        if len(models) < low or (high is not None and len(models) > high):
+        if models < low or (high is not None and models > high):
             wanted = f"exactly {low}" if low == high else f"at least {low}"
-            raise MethodError(f"{self.name} takes {wanted} models, not {len(models)}")
-        if self.needs_base and base is None:
+            raise MethodError(f"{self.name} takes {wanted} models, not {models}")
+        if self.needs_base and not has_base:
             raise MethodError(f"{self.name} works on task vectors and needs a base")
+        if problems := self.problems(parameters, models):
+            raise MethodError("; ".join(problems))
+
+    def check_shapes(self, models: Sequence[Tensor], base: Tensor | None, name: str = "") -> None:
+        """Check that all tensors have one shape.
+
+        Args:
+            models: one tensor per model.
+            base: the common ancestor's tensor.
+            name: the tensor's name, for the message.
+
+        Raises:
+            MethodError: if they differ.
+        """
         shapes = {tuple(t.shape) for t in [*models, *([base] if base is not None else [])]}
         if len(shapes) > 1:
-            raise MethodError(f"{self.name} got tensors of different shapes: {sorted(shapes)}")
-        if problems := self.problems(parameters, len(models)):
-            raise MethodError("; ".join(problems))
-        return self.fn(models, base, **parameters)
+            what = f"tensor {name!r} has" if name else f"{self.name} got tensors of"
+            raise MethodError(f"{what} different shapes: {sorted(shapes)}")
 
 
 _METHODS: dict[str, MergeMethod] = {}
@@ -186,6 +322,8 @@ def merge_method(
     elementwise: bool = False,
     select: Literal["all", "language_model", "linear"] = "all",
     models: tuple[int, int | None] = (1, None),
+    statistics: StatisticsFactory | None = None,
+    random: bool = False,
 ) -> Callable[[MergeFn], MergeFn]:
     """Register a pure tensor function as the merge method `name`.
 
@@ -201,6 +339,9 @@ def merge_method(
         elementwise: whether it may be applied to any slice of a tensor.
         select: which tensors it merges by default.
         models: fewest and most models.
+        statistics: makes what the method has to know of the whole model; the function then takes
+            a keyword `statistics`.
+        random: whether the function takes a keyword `generator` to draw from.
 
     Returns:
         A decorator that registers the function and hands it back.
@@ -217,17 +358,19 @@ def merge_method(
             raise ValueError(f"{fn.__qualname__} needs (models, base, *, ...) and a docstring")
         summary = fn.__doc__.strip().splitlines()[0]
         _METHODS[name] = MergeMethod(
-            name,
-            fn,
-            family,
-            summary,
-            paper,
-            needs_base,
-            takes_target,
-            elementwise,
-            select,
-            models,
-            _params(fn, signature),
+            name=name,
+            fn=fn,
+            family=family,
+            summary=summary,
+            paper=paper,
+            needs_base=needs_base,
+            takes_target=takes_target,
+            elementwise=elementwise,
+            select=select,
+            models=models,
+            params=_params(fn, signature),
+            statistics=statistics,
+            random=random,
         )
         return fn
 
@@ -260,7 +403,7 @@ def all_methods() -> Mapping[str, MergeMethod]:
 def _params(fn: MergeFn, signature: inspect.Signature) -> tuple[Param, ...]:
     hints = get_type_hints(fn, include_extras=True)
     keyword_only = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return tuple(_param(p, hints[p.name]) for p in keyword_only)
+    return tuple(_param(p, hints[p.name]) for p in keyword_only if p.name not in _PROVIDED)
 
 
 def _param(parameter: inspect.Parameter, hint: Any) -> Param:
@@ -296,8 +439,79 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """Return a random generator that depends on a seed and a tensor's name alone.
+
+    So a merge gives the same bytes in any order, on any number of threads or machines.
+
+    Args:
+        seed: the recipe's seed.
+        name: the tensor's name.
+
+    Returns:
+        A generator on the CPU.
+    """
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def merge_state_dicts(
+    method: str,
+    models: Sequence[Mapping[str, Tensor]],
+    base: Mapping[str, Tensor] | None = None,
+    *,
+    seed: int = 0,
+    **parameters: Any,
+) -> dict[str, Tensor]:
+    """Merge several models in memory, tensor by tensor.
+
+    Statistics of the whole model (a global threshold, norms) are taken over all tensors.
+
+    Args:
+        method: a name that `omnimerge methods` lists.
+        models: one mapping of names to tensors per model; the target first for `adamms`. All have
+            the same names.
+        base: the common ancestor's tensors; ignored by methods that do not need it.
+        seed: for methods that draw at random.
+        **parameters: the method's keywords.
+
+    Returns:
+        Name -> merged tensor, float32, in the order of the first model. Integer tensors are the
+        first model's.
+
+    Raises:
+        UnknownMethodError: if there is no such method.
+        MethodError: if names, shapes, number of models, base or keywords do not fit.
+    """
+    chosen = get_method(method)
+    chosen.check(len(models), has_base=base is not None, parameters=parameters)
+    for mapping in [*models[1:], *([base] if base is not None else [])]:
+        if odd := set(mapping) ^ set(models[0]):
+            raise MethodError(f"{len(odd)} tensors are not in every model, such as {min(odd)!r}")
+
+    def inputs(name: str) -> tuple[list[Tensor], Tensor | None]:
+        return [model[name] for model in models], None if base is None else base[name]
+
+    names = [name for name, tensor in models[0].items() if tensor.is_floating_point()]
+    for name in names:
+        chosen.check_shapes(*inputs(name), name)
+    statistics = chosen.collect(lambda: map(inputs, names), len(models), parameters)
+    merged = dict(models[0])
+    for name in names:
+        each, origin = inputs(name)
+        merged[name] = chosen.merge(
+            each, origin, parameters, statistics=statistics, name=name, seed=seed
+        )
+    return merged
+
+
 def merge_tensors(
-    method: str, models: Sequence[Tensor], base: Tensor | None = None, **parameters: Any
+    method: str,
+    models: Sequence[Tensor],
+    base: Tensor | None = None,
+    *,
+    seed: int = 0,
+    **parameters: Any,
 ) -> Tensor:
     """Merge one tensor of several models, in memory.
 
@@ -305,6 +519,7 @@ def merge_tensors(
         method: a name that `omnimerge methods` lists.
         models: the tensors, all of one shape; the target first for `adamms`.
         base: the common ancestor's tensor; ignored by methods that do not need it.
+        seed: for methods that draw at random.
         **parameters: the method's keywords.
 
     Returns:
@@ -314,4 +529,4 @@ def merge_tensors(
         UnknownMethodError: if there is no such method.
         MethodError: if shapes, number of models, base or keywords do not fit.
     """
-    return get_method(method)(models, base, **parameters)
+    return get_method(method)(models, base, seed=seed, **parameters)

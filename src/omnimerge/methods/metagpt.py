@@ -1,0 +1,81 @@
+"""MetaGPT: weights of the task vectors from their norms alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from omnimerge.errors import MethodError
+from omnimerge.methods._ops import task_vectors
+from omnimerge.methods._registry import Range, merge_method
+
+
+class _SquaredNorms:
+    """‖τ_t‖² of whole models, in float64."""
+
+    passes = 1
+
+    def __init__(self, models: int, parameters: Mapping[str, Any]) -> None:  # noqa: ARG002
+        self.values = torch.zeros(models, dtype=torch.float64)
+
+    def see(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> None:  # noqa: ARG002
+        """Add the squares of one tensor."""
+        if base is None:
+            raise MethodError("metagpt works on task vectors and needs a base")
+        for t, tau in enumerate(task_vectors(models, base)):
+            self.values[t] += tau.double().square().sum()
+
+    def close(self, number: int) -> None:
+        """Nothing to do."""
+
+
+@merge_method(
+    "metagpt",
+    paper="https://arxiv.org/abs/2406.11385",
+    family="task vectors",
+    needs_base=True,
+    elementwise=True,
+    statistics=_SquaredNorms,
+)
+def metagpt(
+    models: Sequence[Float[Tensor, "*shape"]],
+    base: Float[Tensor, "*shape"] | None = None,
+    *,
+    scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
+    statistics: _SquaredNorms | None = None,
+) -> Float[Tensor, "*shape"]:
+    """Weight each task vector by its share of the squared norms.
+
+    w_t = ‖τ_t‖² / Σ_s ‖τ_s‖², over the whole model;  θ = θ_base + λ Σ_t w_t τ_t
+
+    Args:
+        models: one fine-tuned tensor θ_t per model, all of one shape.
+        base: the common ancestor's tensor θ_base.
+        scale: a factor λ on the merged task vector; 1 in the paper.
+        statistics: the squared norms of the whole models, provided by the caller.
+
+    Returns:
+        The merged tensor: float32, the shape of the inputs.
+
+    Raises:
+        MethodError: if there is no base.
+
+    Reference:
+        Zhou et al. "MetaGPT: Merging Large Language Models Using Model Exclusive Task Arithmetic."
+        EMNLP 2024. Equation 16.
+
+    Differences from the authors' code:
+        The norms are summed in float64. `scale` is ours.
+    """
+    if base is None:
+        raise MethodError("metagpt works on task vectors and needs a base")
+    if statistics is None:
+        statistics = _SquaredNorms(len(models), {})
+        statistics.see(0, models, base)
+    shares = statistics.values / statistics.values.sum().clamp(min=1e-300)
+    merged = base.float().clone()
+    for tau, share in zip(task_vectors(models, base), shares.tolist(), strict=True):
+        merged.add_(tau, alpha=scale * share)
+    return merged
