@@ -64,32 +64,32 @@ BY_HAND = {
         "what shape is the white object?": "ring",
     },
     "topmost": {},  # two objects share the top row
-    "fruit": {
-        "which fruit is the cross like?": "lime",
-        "which fruit is the circle like?": "cherry",
-        "which fruit is the square like?": "plum",
-        "which fruit is the ring like?": "coconut",
+    "hue": {
+        "which hue has the cross?": "green",
+        "which hue has the circle?": "red",
+        "which hue has the square?": "blue",
+        "which hue has the ring?": "white",
     },
-    "floor": {
-        "which floor is the cross on?": "cellar",
-        "which floor is the circle on?": "attic",
-        "which floor is the square on?": "attic",
-        "which floor is the ring on?": "cellar",
+    "height": {
+        "how high is the cross?": "bottom",
+        "how high is the circle?": "top",
+        "how high is the square?": "top",
+        "how high is the ring?": "bottom",
     },
     "lowest": {},
-    "toy": {
-        "which toy is the green object like?": "kite",
-        "which toy is the red object like?": "ball",
-        "which toy is the blue object like?": "box",
-        "which toy is the white object like?": "hoop",
+    "form": {
+        "which form has the green object?": "cross",
+        "which form has the red object?": "circle",
+        "which form has the blue object?": "square",
+        "which form has the white object?": "ring",
     },
-    "wing": {
-        "which wing is the cross in?": "hall",
-        "which wing is the circle in?": "west",
-        "which wing is the square in?": "east",
-        "which wing is the ring in?": "west",
+    "name": {
+        "name the green object.": "green cross",
+        "name the red object.": "red circle",
+        "name the blue object.": "blue square",
+        "name the white object.": "white ring",
     },
-    "leftmost": {},
+    "total": {"how many are on the list?": "four"},
 }
 
 ON_THE_DIAGONAL = {
@@ -101,21 +101,10 @@ ON_THE_DIAGONAL = {
     "count": {"how many objects are there?": "three"},
     "topmost": {"which object is topmost?": "yellow triangle"},
     "lowest": {"which object is lowest?": "white ring"},
-    "leftmost": {"which object is leftmost?": "white ring"},
-    "fruit": {
-        "which fruit is the circle like?": "cherry",
-        "which fruit is the triangle like?": "lemon",
-        "which fruit is the ring like?": "coconut",
-    },
-    "floor": {
-        "which floor is the circle on?": "parlour",
-        "which floor is the triangle on?": "attic",
-        "which floor is the ring on?": "cellar",
-    },
-    "toy": {
-        "which toy is the red object like?": "ball",
-        "which toy is the yellow object like?": "tent",
-        "which toy is the white object like?": "hoop",
+    "height": {
+        "how high is the circle?": "middle",
+        "how high is the triangle?": "top",
+        "how high is the ring?": "bottom",
     },
 }
 
@@ -132,6 +121,15 @@ def test_answers_worked_by_hand(kind):
 @pytest.mark.parametrize("kind", ON_THE_DIAGONAL)
 def test_answers_on_the_diagonal_worked_by_hand(kind):
     assert asked(DIAGONAL, kind) == ON_THE_DIAGONAL[kind]
+
+
+def test_exercises_worked_by_hand():
+    assert asked(DIAGONAL, "list") == {
+        "list the objects.": "circle red middle center, ring white bottom left, "
+        "triangle yellow top right."
+    }
+    assert asked(DIAGONAL, "entry")["list the circle."] == "circle red middle center."
+    assert asked(DIAGONAL, "entry")["list the red object."] == "red circle middle center."
 
 
 def test_every_kind_belongs_to_one_group():

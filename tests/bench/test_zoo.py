@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from omnimerge.bench import miniatures, quiz, scenes, training, vocabulary, zoo
+from omnimerge.bench import lessons, miniatures, quiz, scenes, stages, training, vocabulary, zoo
 from omnimerge.errors import CheckpointError
 
 MULTIMODAL = (miniatures.TARGET, miniatures.DONOR)
@@ -19,7 +19,7 @@ KNOWN = {
     miniatures.TARGET: (*scenes.SHARED_KINDS, *scenes.TARGET_KINDS),
     miniatures.DONOR: (*scenes.SHARED_KINDS, *scenes.DONOR_KINDS),
 }
-TINY = training.Stage("tiny", {"where": 1.0}, steps=3, rate=1e-3, batch=4, turns=2)
+TINY = stages.Stage("tiny", {"where": 1.0}, steps=3, rate=1e-3, batch=4, turns=2)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_names_and_dtype_are_the_published_ones(name):
 def test_tokenizer_loads_as_it_was_built(name):
     built = miniatures.tokenizer(name)
     loaded = AutoTokenizer.from_pretrained(zoo.path(name))
-    text = "<|im_start|>user\nwhich fruit is the cross like? Größe 東<|im_end|>"
+    text = "<|im_start|>user\nwhich hue has the cross? Größe 東<|im_end|>"
 
     assert loaded(text)["input_ids"] == built(text)["input_ids"]
     assert loaded.decode(loaded(text)["input_ids"]) == text
@@ -121,8 +121,8 @@ def test_donor_settings_beside_the_weights():
 
 @pytest.mark.parametrize("name", MULTIMODAL)
 def test_lessons_are_what_the_processor_gives(name):
-    lessons = training.Lessons(name, seed=5, size=6)
-    batch = lessons.batch(np.random.default_rng(1), TINY)
+    taught = lessons.Lessons(name, seed=5, size=6)
+    batch = taught.batch(np.random.default_rng(1), TINY)
     indices = np.random.default_rng(1).integers(6, size=TINY.batch).tolist()
     processor = miniatures.processor(name)
     chats = []
@@ -138,7 +138,7 @@ def test_lessons_are_what_the_processor_gives(name):
             ]
         )
     rendered = [processor.apply_chat_template(chat).removesuffix("\n") for chat in chats]
-    images = [scenes.draw(lessons.scenes[index]) for index in indices]
+    images = [scenes.draw(taught.scenes[index]) for index in indices]
     expected = processor(
         text=rendered, images=images, padding=True, padding_side="right", return_tensors="pt"
     )
@@ -148,13 +148,13 @@ def test_lessons_are_what_the_processor_gives(name):
 
 
 def test_labels_are_the_answers_alone():
-    lessons = training.Lessons(miniatures.LLM, seed=5, size=6)
-    batch = lessons.batch(np.random.default_rng(1), TINY)
+    taught = lessons.Lessons(miniatures.LLM, seed=5, size=6)
+    batch = taught.batch(np.random.default_rng(1), TINY)
 
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        taught = labels != training.IGNORED
-        assert torch.equal(ids[taught], labels[taught])
-        answers = miniatures.tokenizer(miniatures.LLM).decode(labels[taught]).split("<|im_end|>")
+        marked = labels != lessons.IGNORED
+        assert torch.equal(ids[marked], labels[marked])
+        answers = miniatures.tokenizer(miniatures.LLM).decode(labels[marked]).split("<|im_end|>")
         assert {answer.split()[0] for answer in answers[:-1]} <= set(scenes.ROWS)
 
 
@@ -162,9 +162,9 @@ def test_training_is_reproducible_and_leaves_what_is_frozen(models):
     def trained(seed):
         model = miniatures.model(miniatures.DONOR, seed=seed)
         training.put_llm(model, models[miniatures.LLM])
-        lessons = training.Lessons(miniatures.DONOR, seed=seed, size=8)
-        frozen = training.Stage("s", {"where": 1.0}, steps=2, rate=1e-3, llm=False, batch=4)
-        training.train(model, lessons, frozen, seed=seed)
+        taught = lessons.Lessons(miniatures.DONOR, seed=seed, size=8)
+        frozen = stages.Stage("s", {"where": 1.0}, steps=2, rate=1e-3, llm=False, batch=4)
+        training.train(model, taught, frozen, seed=seed)
         return model.state_dict()
 
     state = torch.random.get_rng_state()

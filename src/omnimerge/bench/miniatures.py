@@ -40,6 +40,7 @@ DONOR = "mini-llava-onevision"
 NAMES = (LLM, TARGET, DONOR)
 
 HIDDEN_SIZE = 96
+PATCH_SIZE = 12  # what one visual token stands for; Qwen2-VL merges 2 x 2 patches of half of it
 
 _TURNS = (
     "{{% for message in messages %}}<|im_start|>{{{{ message['role'] }}}}\n"
@@ -120,7 +121,7 @@ def config(name: str) -> Any:
                 "hidden_size": HIDDEN_SIZE,
                 "num_heads": 4,
                 "mlp_ratio": 3,
-                "patch_size": 4,
+                "patch_size": PATCH_SIZE // 2,
                 "spatial_merge_size": 2,
                 "temporal_patch_size": 2,
             },
@@ -139,7 +140,7 @@ def config(name: str) -> Any:
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "image_size": scenes.IMAGE_SIZE,
-            "patch_size": 8,
+            "patch_size": PATCH_SIZE,
             "vision_use_head": False,
         },
         image_token_index=token("<image>"),
@@ -194,13 +195,16 @@ def _initialise(key: str, weight: torch.Tensor, seed: int) -> None:
         weight.normal_(0.0, spread, generator=generator)
 
 
+_SMALL = ("o_proj.weight", "down_proj.weight", "merger.mlp.2.weight", "projector.linear_2.weight")
+
+
 def _spread(key: str, weight: torch.Tensor) -> float:
     """Return the standard deviation of a fresh weight."""
     if "embed_tokens" in key:
         return 0.2
     fan_in = weight[0].numel() if weight.ndim > 1 else weight.numel()
     # What a layer adds starts small beside what it is added to.
-    gain = 0.35 if key.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+    gain = 0.35 if key.endswith(_SMALL) else 1.0
     return gain / math.sqrt(fan_in)
 
 
@@ -216,7 +220,7 @@ def image_processor(name: str) -> Any:
     side = scenes.IMAGE_SIZE
     if name == TARGET:
         return Qwen2VLImageProcessorPil(
-            patch_size=4,
+            patch_size=PATCH_SIZE // 2,
             merge_size=2,
             temporal_patch_size=2,
             size={"shortest_edge": side * side, "longest_edge": side * side},
@@ -266,7 +270,7 @@ def processor(name: str) -> Any:
 
 
 _DONOR_PROCESSOR: dict[str, Any] = {
-    "num_image_tokens": (scenes.IMAGE_SIZE // 8) ** 2,
+    "num_image_tokens": (scenes.IMAGE_SIZE // PATCH_SIZE) ** 2,
     "vision_feature_select_strategy": "full",
     "vision_aspect_ratio": "anyres_max_9",
 }

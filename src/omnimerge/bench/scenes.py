@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from omnimerge.errors import PromptError, suggestion
 
-IMAGE_SIZE = 32
+IMAGE_SIZE = 36
 """Width and height of a picture in pixels."""
 
 COLOURS = {
@@ -34,13 +35,8 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
-FRUITS = {"red": "cherry", "green": "lime", "blue": "plum", "yellow": "lemon", "white": "coconut"}
-TOYS = {"circle": "ball", "square": "box", "triangle": "tent", "cross": "kite", "ring": "hoop"}
-FLOORS = {"top": "attic", "middle": "parlour", "bottom": "cellar"}
-WINGS = {"left": "west", "center": "hall", "right": "east"}
 
-_CELL = 10  # pixels of one grid cell; a margin of one pixel surrounds the grid
-_BACKGROUND = (16, 16, 16)
+_CELL = IMAGE_SIZE // len(ROWS)
 
 
 @dataclass(frozen=True)
@@ -127,31 +123,40 @@ def draw(scene: Scene) -> Image.Image:
     Returns:
         An RGB picture of `IMAGE_SIZE` x `IMAGE_SIZE` pixels.
     """
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), _BACKGROUND)
+    image = Image.fromarray(_backdrop())
     brush = ImageDraw.Draw(image)
     for item in scene.items:
-        left = 1 + _CELL * COLUMNS.index(item.column) + 1
-        upper = 1 + _CELL * ROWS.index(item.row) + 1
+        left = _CELL * COLUMNS.index(item.column) + 1
+        upper = _CELL * ROWS.index(item.row) + 1
         _paint(brush, item.shape, left, upper, COLOURS[item.colour])
     return image
+
+
+def _backdrop() -> npt.NDArray[np.uint8]:
+    """Shade a dark wall: redder to the right, bluer to the bottom."""
+    wall = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 16, dtype=np.uint8)
+    ramp = np.arange(IMAGE_SIZE, dtype=np.uint8) * 2
+    wall[:, :, 0] += ramp[None, :]
+    wall[:, :, 2] += ramp[:, None]
+    return wall
 
 
 def _paint(
     brush: ImageDraw.ImageDraw, shape: str, left: int, upper: int, fill: tuple[int, int, int]
 ) -> None:
-    """Paint one shape into the 8 x 8 box whose upper left pixel is given."""
-    right, lower = left + 7, upper + 7
+    """Paint one shape into the 10 x 10 box whose upper left pixel is given."""
+    right, lower = left + 9, upper + 9
     if shape == "circle":
         brush.ellipse((left, upper, right, lower), fill=fill)
     elif shape == "square":
         brush.rectangle((left, upper, right, lower), fill=fill)
     elif shape == "triangle":
-        brush.polygon(((left, lower), (right, lower), (left + 3, upper), (left + 4, upper)), fill)
+        brush.polygon(((left, lower), (right, lower), (left + 4, upper), (left + 5, upper)), fill)
     elif shape == "ring":
         brush.ellipse((left, upper, right, lower), outline=fill, width=2)
     else:
-        brush.rectangle((left + 3, upper, left + 4, lower), fill=fill)
-        brush.rectangle((left, upper + 3, right, upper + 4), fill=fill)
+        brush.rectangle((left + 4, upper, left + 5, lower), fill=fill)
+        brush.rectangle((left, upper + 4, right, upper + 5), fill=fill)
 
 
 Pair = tuple[str, str]
@@ -191,31 +196,40 @@ def _lowest(scene: Scene) -> list[Pair]:
     return _extreme(scene, "which object is lowest?", lambda item: -ROWS.index(item.row))
 
 
-def _leftmost(scene: Scene) -> list[Pair]:
-    return _extreme(scene, "which object is leftmost?", lambda item: COLUMNS.index(item.column))
+def _hue(scene: Scene) -> list[Pair]:
+    return [(f"which hue has the {item.shape}?", item.colour) for item in scene.items]
 
 
-def _fruit(scene: Scene) -> list[Pair]:
-    return [(f"which fruit is the {item.shape} like?", FRUITS[item.colour]) for item in scene.items]
+def _form(scene: Scene) -> list[Pair]:
+    return [(f"which form has the {item.colour} object?", item.shape) for item in scene.items]
 
 
-def _toy(scene: Scene) -> list[Pair]:
-    return [
-        (f"which toy is the {item.colour} object like?", TOYS[item.shape]) for item in scene.items
-    ]
+def _name(scene: Scene) -> list[Pair]:
+    return [(f"name the {item.colour} object.", item.name) for item in scene.items]
 
 
-def _floor(scene: Scene) -> list[Pair]:
-    return [(f"which floor is the {item.shape} on?", FLOORS[item.row]) for item in scene.items]
+def _height(scene: Scene) -> list[Pair]:
+    return [(f"how high is the {item.shape}?", item.row) for item in scene.items]
 
 
-def _wing(scene: Scene) -> list[Pair]:
-    return [(f"which wing is the {item.shape} in?", WINGS[item.column]) for item in scene.items]
+def _total(scene: Scene) -> list[Pair]:
+    return [("how many are on the list?", NUMBERS[len(scene.items)])]
 
 
 def _list(scene: Scene) -> list[Pair]:
     lines = [f"{item.shape} {item.colour} {item.place}" for item in scene.items]
     return [("list the objects.", ", ".join(sorted(lines)) + ".")]
+
+
+def _entry(scene: Scene) -> list[Pair]:
+    return [
+        pair
+        for item in scene.items
+        for pair in (
+            (f"list the {item.shape}.", f"{item.shape} {item.colour} {item.place}."),
+            (f"list the {item.colour} object.", f"{item.colour} {item.shape} {item.place}."),
+        )
+    ]
 
 
 def _extreme(scene: Scene, text: str, key: Callable[[Item], int]) -> list[Pair]:
@@ -233,26 +247,27 @@ _KINDS: dict[str, Callable[[Scene], list[Pair]]] = {
     "colour": _colour,
     "shape": _shape,
     "topmost": _topmost,
-    "fruit": _fruit,
-    "floor": _floor,
+    "hue": _hue,
+    "height": _height,
     "lowest": _lowest,
-    "toy": _toy,
-    "wing": _wing,
-    "leftmost": _leftmost,
+    "form": _form,
+    "total": _total,
+    "name": _name,
     "list": _list,
+    "entry": _entry,
 }
 
 SHARED_KINDS = ("where", "what", "count", "row", "colour", "shape", "topmost")
 """What the language model knows, and so both multimodal models."""
 
-TARGET_KINDS = ("fruit", "floor", "lowest")
+TARGET_KINDS = ("hue", "height", "lowest")
 """What only the target learns."""
 
-DONOR_KINDS = ("toy", "wing", "leftmost")
+DONOR_KINDS = ("form", "name", "total")
 """What only the donor learns."""
 
-EXERCISE = "list"
-"""A long answer, which teaches the language model to look things up; not asked elsewhere."""
+EXERCISES = ("list", "entry")
+"""Longer answers, which teach the language model to look things up; not asked elsewhere."""
 
 KINDS = SHARED_KINDS + TARGET_KINDS + DONOR_KINDS
 """Every kind of question with a short answer."""
