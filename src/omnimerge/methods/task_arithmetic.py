@@ -54,8 +54,8 @@ def task_arithmetic(
     shares = equal_weights(weights, len(models))
     # Differences first, so that what a model did not change cancels exactly.
     origin = base.float()
-    merged, difference = origin.clone(), torch.empty_like(origin)
-    for model, weight in zip(models, shares, strict=True):
+    merged, difference = torch.empty_like(origin), torch.empty_like(origin)
+    for number, (model, weight) in enumerate(zip(models, shares, strict=True)):
         torch.sub(model.float(), origin, out=difference)
-        merged.add_(difference, alpha=scale * weight)
+        torch.add(merged if number else origin, difference, alpha=scale * weight, out=merged)
     return merged
