@@ -35,7 +35,7 @@ def path(name: str) -> None:
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="New folder.")
 @click.option("--seed", default=0, show_default=True)
 def build(out: Path, seed: int) -> None:
-    """Train the models anew, into OUT; some 15 minutes on two cores."""
+    """Train the models anew, into OUT; about 20 minutes on two cores."""
     from omnimerge.bench import zoo
     from omnimerge.checkpoint.writer import refuse_existing
 
