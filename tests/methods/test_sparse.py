@@ -5,8 +5,12 @@ import torch
 
 from omnimerge.errors import MethodError
 from omnimerge.methods import (
+    arcee_fusion,
+    consensus_ta,
     dare_linear,
     dare_ties,
+    della,
+    della_linear,
     drop_linear,
     merge_state_dicts,
     merge_tensors,
@@ -153,3 +157,45 @@ def test_integer_tensors_are_the_first_models():
     ]
     merged = merge_state_dicts("average", models)
     assert merged["n"].tolist() == [1] and merged["w"].tolist() == [0.5]
+
+
+def test_consensus_ta_by_hand():
+    # τ = (4, 3, 1), (1, 3, -1): the sum is (5, 6, 0). At λ = 0.5 an entry is needed by task t where
+    # |τ_t| ≥ 0.5 |τ_other|: entry 0 by the first only, entry 1 by both, entry 2 by both.
+    base = torch.full((3,), 10.0)
+    models = [base + tensor(4.0, 3.0, 1.0), base + tensor(1.0, 3.0, -1.0)]
+    merged = consensus_ta(models, base, threshold=0.5, scale=0.5)
+    torch.testing.assert_close(merged, base + 0.5 * tensor(0.0, 6.0, 0.0))
+    anyone = consensus_ta(models, base, threshold=0.5, consensus=1)
+    torch.testing.assert_close(anyone, base + tensor(5.0, 6.0, 0.0))
+
+
+def test_della_keeps_by_rank_and_is_unbiased():
+    # One row of four, magnitudes in order: kept with 0.5 + 0.4 (-3/8, -1/8, 1/8, 3/8).
+    base = torch.zeros(4, 100_000).T.contiguous()
+    model = tensor(1.0, 2.0, 3.0, 4.0).expand(100_000, 4)
+    options = {"density": 0.5, "epsilon": 0.4}
+    merged = merge_tensors("della_linear", [model], base, scale=0.5, **options)
+    kept = (merged != 0).float().mean(dim=0)
+    torch.testing.assert_close(kept, tensor(0.35, 0.45, 0.55, 0.65), atol=0.01, rtol=0)
+    torch.testing.assert_close(merged.mean(dim=0), 0.5 * model[0], atol=0.03, rtol=0)
+    values = merged[:, 3].unique()
+    torch.testing.assert_close(values, tensor(0.0, 0.5 * 4 / 0.65))
+
+
+def test_della_that_keeps_everything_is_ties_without_trimming():
+    options = {"weights": [1.0, 3.0], "scale": 0.5}
+    expected = ties(MODELS, BASE, density=1.0, **options)
+    merged = della(MODELS, BASE, density=1.0, epsilon=0.0, **options)
+    torch.testing.assert_close(merged, expected)
+    linear = della_linear(MODELS, BASE, density=1.0, epsilon=0.0, **options)
+    torch.testing.assert_close(linear, task_arithmetic(MODELS, BASE, **options))
+
+
+def test_arcee_fusion_takes_over_the_outlier_alone():
+    base = torch.zeros(10, 10)
+    model = base + 1e-3 * torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
+    model[3, 4] = 1.0
+    merged = arcee_fusion([model], base)
+    assert merged[3, 4] == 1.0
+    assert (merged[[r for r in range(10) if r != 3]] == 0).float().mean() > 0.7

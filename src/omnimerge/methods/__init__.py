@@ -21,9 +21,12 @@ from omnimerge.methods._registry import (
     merge_tensors,
 )
 from omnimerge.methods.adamms import adamms
+from omnimerge.methods.arcee_fusion import arcee_fusion
 from omnimerge.methods.average import average
 from omnimerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
+from omnimerge.methods.consensus import consensus_ta
 from omnimerge.methods.dare import dare_linear, dare_ties, drop_linear
+from omnimerge.methods.della import della, della_linear
 from omnimerge.methods.iso import iso_c, iso_cts
 from omnimerge.methods.karcher import karcher, multislerp
 from omnimerge.methods.linear import linear
@@ -46,11 +49,15 @@ __all__ = [
     "Statistics",
     "adamms",
     "all_methods",
+    "arcee_fusion",
     "average",
     "breadcrumbs",
     "breadcrumbs_ties",
+    "consensus_ta",
     "dare_linear",
     "dare_ties",
+    "della",
+    "della_linear",
     "drop_linear",
     "get_method",
     "iso_c",

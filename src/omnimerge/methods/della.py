@@ -1,0 +1,126 @@
+"""DELLA: drop entries at random, small ones with a higher probability."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from omnimerge.errors import MethodError
+from omnimerge.methods._ops import equal_weights, task_vectors
+from omnimerge.methods._registry import Range, generator_for, merge_method
+
+_PAPER = "https://arxiv.org/abs/2406.11617"
+
+
+@merge_method("della", paper=_PAPER, family="task vectors", needs_base=True, random=True)
+def della(
+    models: Sequence[Float[Tensor, "*shape"]],
+    base: Float[Tensor, "*shape"] | None = None,
+    *,
+    weights: Annotated[Sequence[float] | None, Range(-10.0, 10.0)] = None,
+    density: Annotated[float, Range(0.0, 1.0)] = 0.5,
+    epsilon: Annotated[float, Range(0.0, 1.0)] = 0.1,
+    scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "*shape"]:
+    """Drop by rank, rescale, elect a sign, and average what agrees.
+
+    p_i = 1 - density + ε (1/2 - r_i), r_i in (0, 1) the rank of |τ_i| in its row, the largest next
+    to 1; an entry is dropped with p_i, else divided by 1 - p_i;  γ = sign(Σ_t w_t τ̂_t);
+    θ = θ_base + λ · weighted mean of the τ̂_t whose sign is γ
+
+    Args:
+        models: one fine-tuned tensor θ_t per model, all of one shape.
+        base: the common ancestor's tensor θ_base.
+        weights: one weight w_t per model; default: 1 each.
+        density: mean probability that an entry is kept; the paper's p is 1 - density.
+        epsilon: width of the range of probabilities, the paper's ε; they stay within [0, 1].
+        scale: the factor λ on the merged task vector.
+        generator: to draw from, seeded by (seed, tensor name); provided by the caller.
+
+    Returns:
+        The merged tensor: float32, the shape of the inputs.
+
+    Raises:
+        MethodError: if there is no base.
+
+    Reference:
+        Deep et al. "DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based
+        Sampling." 2024. §3, Equations 1 to 5.
+
+    Differences from the authors' code:
+        Ranks are exact (in float32) and centred, so that the mean probability is `density` in
+        every row; the stream of random numbers is ours.
+    """
+    if base is None:
+        raise MethodError("della works on task vectors and needs a base")
+    tau = _magprune(task_vectors(models, base), density, epsilon, generator)
+    shares = torch.tensor(list(equal_weights(weights, len(models))), dtype=torch.float32)
+    shares = shares.reshape(-1, *[1] * base.ndim)
+    weighted = shares * tau
+    agrees = weighted * weighted.sum(dim=0) > 0
+    total = (shares * agrees).sum(dim=0)
+    total = torch.where(total == 0, torch.ones_like(total), total)
+    return base.float() + scale * (weighted * agrees).sum(dim=0) / total
+
+
+@merge_method("della_linear", paper=_PAPER, family="task vectors", needs_base=True, random=True)
+def della_linear(
+    models: Sequence[Float[Tensor, "*shape"]],
+    base: Float[Tensor, "*shape"] | None = None,
+    *,
+    weights: Annotated[Sequence[float] | None, Range(-10.0, 10.0)] = None,
+    density: Annotated[float, Range(0.0, 1.0)] = 0.5,
+    epsilon: Annotated[float, Range(0.0, 1.0)] = 0.1,
+    scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "*shape"]:
+    """Drop by rank, rescale, and add the task vectors.
+
+    τ̂_t as in `della`;  θ = θ_base + λ Σ_t w_t τ̂_t
+
+    Args:
+        models: one fine-tuned tensor θ_t per model, all of one shape.
+        base: the common ancestor's tensor θ_base.
+        weights: one weight w_t per model; default: 1 each.
+        density: mean probability that an entry is kept; the paper's p is 1 - density.
+        epsilon: width of the range of probabilities, the paper's ε.
+        scale: the factor λ on the merged task vector.
+        generator: to draw from, seeded by (seed, tensor name); provided by the caller.
+
+    Returns:
+        The merged tensor: float32. Its expectation is that of `task_arithmetic`.
+
+    Raises:
+        MethodError: if there is no base.
+
+    Reference:
+        Deep et al. "DELLA-Merging." 2024. §3, Equations 1 to 4, without the election.
+
+    Differences from the authors' code:
+        As for `della`.
+    """
+    if base is None:
+        raise MethodError("della_linear works on task vectors and needs a base")
+    pruned = _magprune(task_vectors(models, base), density, epsilon, generator)
+    merged = base.float().clone()
+    for tau, weight in zip(pruned, equal_weights(weights, len(models)), strict=True):
+        merged.add_(tau, alpha=scale * weight)
+    return merged
+
+
+def _magprune(
+    tau: Tensor, density: float, epsilon: float, generator: torch.Generator | None
+) -> Tensor:
+    """Keep entries with a probability that grows with their rank in their row, and rescale them."""
+    if density == 0:
+        return torch.zeros_like(tau)
+    rows = tau if tau.ndim > 1 else tau[:, None]  # scalars: every model is a row of one
+    width = max(1, rows.shape[-1])
+    ranks = rows.abs().argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
+    centred = (ranks.float() + 0.5) / width - 0.5
+    keep = (density + epsilon * centred).clamp(0, 1).reshape(tau.shape)
+    drawn = torch.rand(tau.shape, generator=generator or generator_for(0, ""))
+    return torch.where(drawn < keep, tau / keep.clamp(min=1e-12), torch.zeros_like(tau))
