@@ -117,7 +117,7 @@ def _others(p, models):
         return [choice for choice in p.choices if choice != p.default]
     if p.kind is int:
         return [1, p.default + 1]
-    return [p.range.low + share * (p.range.high - p.range.low) for share in (0.05, 0.9)]
+    return [p.range.low + share * (p.range.high - p.range.low) for share in (0, 0.05, 0.9)]
 
 
 def test_the_seed_matters_for_random_methods_only(method):

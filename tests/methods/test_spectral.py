@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omnimerge.errors import MethodError
-from omnimerge.methods import iso_c, iso_cts, optmerge, tsv, wudi
+from omnimerge.methods import aswudi, iso_c, iso_cts, optmerge, swudi, tsv, wudi
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
@@ -110,9 +110,42 @@ def test_optmerge_chooses_the_variant_by_the_rank():
     assert not torch.equal(optmerge(low, base), optmerge(low, base, variant="full"))
 
 
-@pytest.mark.parametrize("method", [iso_c, iso_cts, tsv, wudi, optmerge])
+@pytest.mark.parametrize("method", [iso_c, iso_cts, tsv, wudi, optmerge, swudi, aswudi])
 def test_other_tensors_than_matrices_are_averaged(method):
     base = torch.tensor([1.0, 2.0])
     models = [torch.tensor([3.0, 2.0]), torch.tensor([2.0, 6.0])]
     # mean task vector [1.5, 2], half of it
     torch.testing.assert_close(method(models, base, scale=0.5), torch.tensor([1.75, 3.0]))
+
+
+def test_swudi_by_hand():
+    # Task vectors diag(2, 0) and diag(0, 1): C = I, D = diag(2, 1), so every λ is 1. From the mean
+    # diag(1, 0.5) the flow goes the share h = 1 - e^-t of the way to D.
+    base = torch.full((2, 2), 10.0)
+    models = [base + torch.diag(torch.tensor(d)) for d in ([2.0, 0.0], [0.0, 1.0])]
+    h = 1 - torch.tensor(-0.7).exp()
+    expected = base + 0.5 * torch.diag(torch.tensor([1.0, 0.5]) * (1 + h))
+    merged = swudi(models, base, time=0.7, rank_ratio=None, init="mean", scale=0.5)
+    torch.testing.assert_close(merged, expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (8, 5)], ids=str)
+def test_aswudi_with_every_direction_minimises_the_loss(shape):
+    base = torch.zeros(shape)
+    models = [draw(*shape, seed=i, dtype=torch.float32) for i in range(3)]
+    merged = aswudi(models, base, rank_rule="none")
+
+    def loss(x):
+        return sum(float(((x - t) @ t.T).square().sum() / t.square().sum()) for t in models)
+
+    for seed in range(10):
+        assert loss(merged) <= loss(
+            merged + 0.01 * draw(*shape, seed=90 + seed, dtype=torch.float32)
+        )
+
+
+def test_long_times_lead_to_the_minimum():
+    base = torch.zeros(6, 4)
+    models = [draw(6, 4, seed=i, dtype=torch.float32) for i in range(3)]
+    far = swudi(models, base, time=1e6, rank_ratio=None)
+    torch.testing.assert_close(far, aswudi(models, base, rank_rule="none"), rtol=1e-3, atol=1e-4)

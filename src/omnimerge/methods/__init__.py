@@ -37,6 +37,7 @@ from omnimerge.methods.optmerge import optmerge
 from omnimerge.methods.passthrough import passthrough
 from omnimerge.methods.sce import sce
 from omnimerge.methods.slerp import nuslerp, slerp
+from omnimerge.methods.swudi import aswudi, swudi
 from omnimerge.methods.task_arithmetic import task_arithmetic
 from omnimerge.methods.ties import ties
 from omnimerge.methods.tsv import tsv
@@ -50,6 +51,7 @@ __all__ = [
     "adamms",
     "all_methods",
     "arcee_fusion",
+    "aswudi",
     "average",
     "breadcrumbs",
     "breadcrumbs_ties",
@@ -75,6 +77,7 @@ __all__ = [
     "passthrough",
     "sce",
     "slerp",
+    "swudi",
     "task_arithmetic",
     "ties",
     "tsv",

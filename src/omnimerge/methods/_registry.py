@@ -74,6 +74,7 @@ class Param:
         default: its default.
         required: whether there is no default.
         range: legal interval of a number.
+        nullable: whether null is a value too.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Param:
     default: Any
     required: bool
     range: Range | None
+    nullable: bool
 
     def problem(self, value: Any, models: int) -> str | None:
         """Return what is wrong with a value, or None.
@@ -94,7 +96,7 @@ class Param:
         Returns:
             The problem in words, naming the value and what is legal.
         """
-        if value is None and self.default is None and not self.required:
+        if value is None and self.nullable:
             return None
         if not self.per_model:
             return self._single_problem(value)
@@ -408,6 +410,7 @@ def _params(fn: MergeFn, signature: inspect.Signature) -> tuple[Param, ...]:
 
 def _param(parameter: inspect.Parameter, hint: Any) -> Param:
     inner, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    nullable = NoneType in get_args(inner)
     inner = _without_none(inner)
     per_model = get_origin(inner) is Sequence
     if per_model:
@@ -422,6 +425,7 @@ def _param(parameter: inspect.Parameter, hint: Any) -> Param:
         default=None if required else parameter.default,
         required=required,
         range=next((extra for extra in extras if isinstance(extra, Range)), None),
+        nullable=nullable,
     )
 
 
