@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnimerge.errors import MethodError
-from omnimerge.methods import all_methods, merge_state_dicts, merge_tensors
+from omnimerge.methods import adamms, all_methods, merge_state_dicts, merge_tensors
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(7,), (4, 6), (2, 3, 5), (), (0,), (0, 4)]
@@ -172,3 +172,9 @@ def test_a_method_without_its_base_is_refused():
 def test_merge_tensors_names_the_closest_method():
     with pytest.raises(Exception, match="did you mean 'linear'"):
         merge_tensors("liner", [torch.ones(2)])
+
+
+def test_shapes_are_checked_at_run_time_in_the_tests():
+    # alpha 0 never looks at the donor, so only the annotation can notice.
+    with pytest.raises(Exception, match=r"(?i)type-check"):
+        adamms([torch.ones(2), torch.ones(3)], alpha=0.0)

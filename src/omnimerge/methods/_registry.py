@@ -6,7 +6,17 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, NoneType
-from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 import torch
 from torch import Tensor
@@ -19,6 +29,7 @@ MergeFn = Callable[..., Tensor]
 _PROVIDED = ("statistics", "generator")
 
 
+@runtime_checkable
 class Statistics(Protocol):
     """What a method has to know of a whole model before it merges the first tensor.
 
