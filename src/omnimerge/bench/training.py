@@ -147,7 +147,11 @@ def build(
 
 
 def _one_thread() -> None:
+    """Set up a worker: sums in one order, and no progress bars between the lines of ours."""
+    from transformers.utils import logging
+
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
 
 
 def build_llm(folder: Path, *, seed: int) -> str:
