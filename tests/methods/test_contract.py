@@ -175,6 +175,7 @@ def test_merge_tensors_names_the_closest_method():
 
 
 def test_shapes_are_checked_at_run_time_in_the_tests():
-    # alpha 0 never looks at the donor, so only the annotation can notice.
+    # adamms never looks at the base, so only the annotation can notice. (Of a sequence, the
+    # checker looks at one element drawn at random.)
     with pytest.raises(Exception, match=r"(?i)type-check"):
-        adamms([torch.ones(2), torch.ones(3)], alpha=0.0)
+        adamms([torch.ones(2), torch.ones(2)], torch.ones(3), alpha=0.0)

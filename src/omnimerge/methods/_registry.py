@@ -66,8 +66,8 @@ class Range:
     low: float
     high: float
 
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
+    def __contains__(self, value: Any) -> bool:
+        return bool(self.low <= value <= self.high)
 
     def __str__(self) -> str:
         return f"[{self.low:g}, {self.high:g}]"
