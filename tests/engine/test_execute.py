@@ -412,12 +412,32 @@ def test_a_file_size_limit_is_met_with_one_line(recipe, tmp_path):
 
 
 def test_an_interrupt_leaves_nothing(recipe, tmp_path, monkeypatch):
+    sent = []
+
     def interrupt(done, total):
-        os.kill(os.getpid(), signal.SIGINT)
+        if not sent:
+            sent.append(done)
+            os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         omnimerge.merge(recipe, tmp_path / "out", on_progress=interrupt)
     assert leftovers(tmp_path) == []
+
+
+def test_a_second_interrupt_while_tidying_up_leaves_nothing(recipe, tmp_path, monkeypatch):
+    rmtree, calls = shutil.rmtree, []
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        rmtree(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    bad = with_donor(recipe, tmp_path, lambda t: t[UP].fill_(math.nan))
+    with pytest.raises(NonFiniteError):
+        omnimerge.merge(bad, tmp_path / "out")
+    assert len(calls) == 2 and leftovers(tmp_path) == []
 
 
 def test_methods_that_are_not_elementwise_get_whole_tensors(recipe, tmp_path, monkeypatch):

@@ -190,6 +190,14 @@ class CheckpointWriter:
             os.close(self._descriptors.pop())
 
     def _discard(self) -> None:
+        while True:
+            try:
+                self._remove()
+            except KeyboardInterrupt:  # a second one: tidy up first, the first still ends the run
+                continue
+            return
+
+    def _remove(self) -> None:
         self._close()
         if self.folder != self.out:
             shutil.rmtree(self.folder, ignore_errors=True)
