@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from types import ModuleType
 
+from omnimerge.methods._in_memory import merge_state_dicts, merge_tensors
 from omnimerge.methods._registry import (
     MergeMethod,
     Param,
@@ -17,8 +18,6 @@ from omnimerge.methods._registry import (
     Statistics,
     all_methods,
     get_method,
-    merge_state_dicts,
-    merge_tensors,
 )
 from omnimerge.methods.adamms import adamms
 from omnimerge.methods.arcee_fusion import arcee_fusion

@@ -150,3 +150,23 @@ def kth_magnitude(tensor: Tensor, k: int) -> float:
     if k == 0 or count == 0:
         return float("inf")
     return float(tensor.abs().flatten().kthvalue(count - k + 1).values)
+
+
+def disjoint_mean(
+    tau: Float[Tensor, "models *shape"], weights: Sequence[float] | None
+) -> Float[Tensor, "*shape"]:
+    """Average, entry by entry, what agrees with the sign of the weighted sum (Yadav et al., 2023).
+
+    Args:
+        tau: sparse task vectors.
+        weights: one weight per model; default: 1 each.
+
+    Returns:
+        The weighted mean of the entries that agree; zero where none does.
+    """
+    shares = torch.tensor(list(equal_weights(weights, len(tau))), dtype=torch.float32)
+    shares = shares.reshape(-1, *[1] * (tau.ndim - 1))
+    weighted = shares * tau
+    agrees = weighted * weighted.sum(dim=0) > 0
+    total = (shares * agrees).sum(dim=0)
+    return (weighted * agrees).sum(dim=0) / torch.where(total == 0, torch.ones_like(total), total)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._ops import equal_weights, task_vectors
+from omnimerge.methods._ops import disjoint_mean, equal_weights, task_vectors
 from omnimerge.methods._registry import Range, generator_for, merge_method
 
 _PAPER = "https://arxiv.org/abs/2311.03099"
@@ -137,13 +137,7 @@ def dare_ties(
     if base is None:
         raise MethodError("dare_ties works on task vectors and needs a base")
     tau = drop_and_rescale(task_vectors(models, base), density, density, generator)
-    shares = torch.tensor(list(equal_weights(weights, len(models))), dtype=torch.float32)
-    shares = shares.reshape(-1, *[1] * base.ndim)
-    weighted = shares * tau
-    agrees = weighted * weighted.sum(dim=0) > 0
-    total = (shares * agrees).sum(dim=0)
-    merged = (weighted * agrees).sum(dim=0) / torch.where(total == 0, torch.ones_like(total), total)
-    return base.float() + scale * merged
+    return base.float() + scale * disjoint_mean(tau, weights)
 
 
 def drop_and_rescale(

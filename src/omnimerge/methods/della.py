@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._ops import equal_weights, task_vectors
+from omnimerge.methods._ops import disjoint_mean, equal_weights, task_vectors
 from omnimerge.methods._registry import Range, generator_for, merge_method
 
 _PAPER = "https://arxiv.org/abs/2406.11617"
@@ -57,13 +57,7 @@ def della(
     if base is None:
         raise MethodError("della works on task vectors and needs a base")
     tau = _magprune(task_vectors(models, base), density, epsilon, generator)
-    shares = torch.tensor(list(equal_weights(weights, len(models))), dtype=torch.float32)
-    shares = shares.reshape(-1, *[1] * base.ndim)
-    weighted = shares * tau
-    agrees = weighted * weighted.sum(dim=0) > 0
-    total = (shares * agrees).sum(dim=0)
-    total = torch.where(total == 0, torch.ones_like(total), total)
-    return base.float() + scale * (weighted * agrees).sum(dim=0) / total
+    return base.float() + scale * disjoint_mean(tau, weights)
 
 
 @merge_method("della_linear", paper=_PAPER, family="task vectors", needs_base=True, random=True)
