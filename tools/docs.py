@@ -31,6 +31,7 @@ _RECIPE_KEYS = {
     "models": "checkpoints to merge: paths or Hub ids (`owner/name@revision`); an entry may be a mapping with `model` and `weight`",
     "parameters": "the method's keywords; `weight` entries of the models are short for `weights`",
     "select": "`all` floating-point tensors, the `language_model`, or the `linear` 2-D matrices of its layers; default: the method's",
+    "lines": "LiNeS: `alpha` and `beta`; the merged task vector of any method with a base is scaled by `alpha + beta * depth`, depth going from 0 (first layer, and all outside of the layers) to 1",
     "overrides": "a list of `match` (`component`, `name`: a regular expression, `layers`: `0-13`) with `keep: target` or other `parameters`; the first that fits wins",
     "vocabulary": "`auto` merges embedding and head where both vocabularies are equal, else they stay the target's; `target` keeps them",
     "dtype": "`auto` (each tensor's own in the target), `float32`, `float16` or `bfloat16`",

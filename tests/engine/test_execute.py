@@ -27,6 +27,7 @@ from omnimerge.errors import (
     OutputError,
     RecipeError,
 )
+from omnimerge.methods import all_methods
 
 
 @pytest.fixture
@@ -123,8 +124,26 @@ def test_one_rounding_from_float32(checkpoints, tmp_path):
 
 def test_chunks_do_not_show(recipe, tmp_path, monkeypatch):
     omnimerge.merge(recipe, tmp_path / "whole")
-    monkeypatch.setattr("omnimerge.engine.execute.CHUNK_ELEMENTS", 7)
+    monkeypatch.setattr("omnimerge.engine.slices.CHUNK_ELEMENTS", 7)
     monkeypatch.setattr("omnimerge.engine.slices._KERNEL_ELEMENTS", 3)
+    omnimerge.merge(recipe, tmp_path / "pieces")
+    whole, pieces = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "pieces"))
+    assert whole == pieces
+
+
+SLICED = sorted(m.name for m in all_methods().values() if m.slices != "whole" and m.needs_base)
+
+
+@pytest.mark.parametrize("name", SLICED)
+def test_slices_of_task_vectors_do_not_show(name, checkpoints, tmp_path, monkeypatch):
+    folders = [str(checkpoints("qwen2_vl", own=own)) for own in ("base", "expert0", "expert1")]
+    one = all_methods()[name].models[1] == 1
+    recipe = {"method": name, "base": folders[0], "models": folders[1 : 2 if one else 3], "seed": 3}
+    recipe["parameters"] = {"t": 0.01} if name == "nearswap" else {}
+    omnimerge.merge(recipe, tmp_path / "whole")
+    monkeypatch.setattr("omnimerge.engine.slices.CHUNK_ELEMENTS", 300)
+    monkeypatch.setattr("omnimerge.engine.slices._KERNEL_ELEMENTS", 70)
+    monkeypatch.setattr("omnimerge.engine.knowledge._MEASURED_ELEMENTS", 190)
     omnimerge.merge(recipe, tmp_path / "pieces")
     whole, pieces = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "pieces"))
     assert whole == pieces
@@ -440,7 +459,7 @@ def test_a_second_interrupt_while_tidying_up_leaves_nothing(recipe, tmp_path, mo
     assert len(calls) == 2 and leftovers(tmp_path) == []
 
 
-def test_methods_that_are_not_elementwise_get_whole_tensors(recipe, tmp_path, monkeypatch):
+def test_methods_that_need_them_get_whole_tensors(recipe, tmp_path, monkeypatch):
     seen = []
     plan = build_plan(load_recipe(recipe))
     method = plan.method
@@ -451,7 +470,7 @@ def test_methods_that_are_not_elementwise_get_whole_tensors(recipe, tmp_path, mo
 
     from dataclasses import replace
 
-    whole = replace(method, fn=fn, elementwise=False)
+    whole = replace(method, fn=fn, slices="whole")
     monkeypatch.setattr(plan_module.Recipe, "merge_method", property(lambda _: whole))
     tensors = dict(merged_tensors(plan))
     assert (64, 32) in seen and len(seen) == 27

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from omnimerge.errors import MethodError
-from omnimerge.methods import adamms, all_methods, merge_state_dicts, merge_tensors
+from omnimerge.methods import (
+    LowRank,
+    Place,
+    adamms,
+    all_methods,
+    gather,
+    merge_state_dicts,
+    merge_tensors,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(7,), (4, 6), (2, 3, 5), (), (0,), (0, 4)]
@@ -31,9 +39,25 @@ def count(method):
 
 
 def draw(method, shape, seed=0, dtype=torch.float32):
+    """Models and a base; models are factors where the method merges nothing else."""
     generator = torch.Generator().manual_seed(seed)
     tensors = [torch.randn(shape, generator=generator).to(dtype) for _ in range(count(method) + 1)]
-    return tensors[1:], tensors[0]
+    models = [_factors(t) for t in tensors[1:]] if method.adapters_only else tensors[1:]
+    return models, tensors[0]
+
+
+def _factors(tensor):
+    rows = tensor.shape[0] if tensor.ndim else 1
+    matrix = tensor.float().reshape(rows, tensor.numel() // max(1, rows))
+    return LowRank(matrix[:, :2].contiguous(), matrix[:2].contiguous()[: matrix[:, :2].shape[1]])
+
+
+def call(method, models, base, **keywords):
+    return merge_tensors(method.name, models, base, **keywords)
+
+
+def parts(value):
+    return [value.left, value.right] if isinstance(value, LowRank) else [value]
 
 
 def test_the_registry_is_not_empty():
@@ -44,7 +68,7 @@ def test_the_registry_is_not_empty():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_shape_dtype_and_finiteness(method, shape, dtype):
     models, base = draw(method, shape, dtype=dtype)
-    merged = method(models, base, **parameters(method))
+    merged = call(method, models, base, **parameters(method))
     assert merged.shape == torch.Size(shape)
     assert merged.dtype == torch.float32
     assert merged.isfinite().all()
@@ -52,59 +76,86 @@ def test_shape_dtype_and_finiteness(method, shape, dtype):
 
 def test_merging_copies_of_the_base_returns_the_base(method):
     _, base = draw(method, (4, 6))
-    merged = method([base.clone() for _ in range(count(method))], base, **parameters(method))
+    copies = [base.clone() for _ in range(count(method))]
+    if method.adapters_only:
+        copies = [LowRank(torch.ones(4, 2), torch.zeros(2, 6)) for _ in copies]
+    merged = call(method, copies, base, **parameters(method))
     torch.testing.assert_close(merged, base)
 
 
 def test_inputs_are_not_modified(method):
     models, base = draw(method, (4, 6))
-    before = [t.clone() for t in (*models, base)]
-    method(models, base, **parameters(method))
-    assert all(torch.equal(a, b) for a, b in zip(before, (*models, base), strict=True))
+    inputs = [part for value in (*models, base) for part in parts(value)]
+    before = [part.clone() for part in inputs]
+    call(method, models, base, **parameters(method))
+    assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
 
 
 def test_the_result_is_a_new_tensor(method):
     models, base = draw(method, (4, 6))
-    merged = method(models, base, **parameters(method))
-    assert merged.data_ptr() not in {t.data_ptr() for t in (*models, base)}
+    merged = call(method, models, base, **parameters(method))
+    inputs = [part for value in (*models, base) for part in parts(value)]
+    assert merged.data_ptr() not in {part.data_ptr() for part in inputs}
 
 
 def test_same_inputs_give_the_same_bits(method):
     models, base = draw(method, (4, 6))
     chosen = parameters(method)
-    assert torch.equal(method(models, base, **chosen), method(models, base, **chosen))
+    assert torch.equal(call(method, models, base, **chosen), call(method, models, base, **chosen))
 
 
-def test_elementwise_methods_may_be_applied_in_slices(method):
-    if not method.elementwise:
+def test_methods_may_be_applied_in_the_slices_that_they_allow(method):
+    if method.slices == "whole":
         return
-    models, base = draw(method, (64,))
+    models, base = draw(method, (8, 16))
     chosen = parameters(method)
-    whole = method(models, base, **chosen)
-    known = method.collect(lambda: [(models, base)], len(models), chosen)
+    whole = call(method, models, base, **chosen)
+    known = method.new_statistics(len(models), chosen)
+    if known:
+        gather(known, lambda: [(models, base)])
+    cut = 5 if method.slices == "rows" else 70  # five rows, or four and a bit
+    inputs = [t if method.slices == "rows" else t.flatten() for t in (*models, base)]
     halves = [
-        method.merge([m[part] for m in models], base[part], chosen, statistics=known)
-        for part in (slice(0, 30), slice(30, 64))
-    ]
-    assert torch.equal(whole, torch.cat(halves))
-
-
-def test_every_parameter_has_an_effect(method):
-    models, base = draw(method, (4, 6))
-    chosen = parameters(method) or {}
-    if any(p.name == "variant" for p in method.params):
-        chosen["variant"] = "lora"  # the one that uses every keyword
-    for p in method.params:
-        # Unequal weights that do not sum to one, so that `normalize` matters too.
-        start = (
-            {"weights": [1.0, 3.0, 0.5][: count(method)]}
-            if any(q.per_model for q in method.params)
-            else {}
+        method.merge(
+            [m[part] for m in inputs[:-1]],
+            inputs[-1][part],
+            chosen,
+            statistics=known,
+            place=Place(offset=part.start * (16 if method.slices == "rows" else 1)),
         )
-        reference = method(models, base, **{**start, **chosen})
-        others = _others(p, count(method))
-        changed = [method(models, base, **{**start, **chosen, p.name: o}) for o in others]
-        assert any(not torch.equal(c, reference) for c in changed), p.name
+        for part in (slice(0, cut), slice(cut, len(inputs[0])))
+    ]
+    assert torch.equal(whole.flatten(), torch.cat(halves).flatten())
+
+
+@pytest.mark.parametrize(
+    "name", [(m.name, p.name) for m in all_methods().values() for p in m.params], ids="-".join
+)
+def test_every_parameter_has_an_effect(name):
+    method = all_methods()[name[0]]
+    p = next(p for p in method.params if p.name == name[1])
+    # Two layers, so that what depends on the whole model or on depth shows; unequal weights that
+    # do not sum to one, so that `normalize` matters too.
+    whole = {f"layers.{i}.w": draw(method, (8, 12), seed=i) for i in range(2)}
+    models = [{n: m[i] for n, (m, _) in whole.items()} for i in range(count(method))]
+    base = {n: b for n, (_, b) in whole.items()}
+    chosen = {**parameters(method), **ACTIVE.get(name, {})}
+    if any(q.per_model for q in method.params):
+        chosen["weights"] = [1.0, 3.0, 0.5][: count(method)]
+
+    def run(**changes):
+        merged = merge_state_dicts(method.name, models, base, **{**chosen, **changes})
+        return torch.cat([t.flatten() for t in merged.values()])
+
+    reference = run()
+    changed = [run(**{p.name: other}) for other in _others(p, count(method))]
+    assert any(not torch.equal(c, reference) for c in changed)
+
+
+# What else has to be set for a keyword to matter.
+ACTIVE = {
+    ("optmerge", "momentum"): {"variant": "lora"},
+}
 
 
 def _others(p, models):
@@ -122,8 +173,8 @@ def _others(p, models):
 
 def test_the_seed_matters_for_random_methods_only(method):
     models, base = draw(method, (4, 6))
-    chosen = parameters(method)
-    first, second = (method(models, base, seed=seed, **chosen) for seed in (0, 1))
+    chosen = {**parameters(method), **({"inner": "dare_ties"} if method.name == "knots" else {})}
+    first, second = (call(method, models, base, seed=seed, **chosen) for seed in (0, 1))
     assert torch.equal(first, second) is not method.random
 
 
@@ -135,7 +186,7 @@ def test_whole_models_are_merged_tensor_by_tensor(method):
     assert list(merged) == ["w", "b"]
     if method.statistics is None and not method.random:
         for name, (m, b) in pairs.items():
-            assert torch.equal(merged[name], method(m, b, **parameters(method)))
+            assert torch.equal(merged[name], call(method, m, b, **parameters(method)))
     with pytest.raises(MethodError, match="1 tensors are not in every model, such as 'b'"):
         merge_state_dicts(method.name, models, {"w": base["w"]}, **parameters(method))
 
@@ -143,17 +194,18 @@ def test_whole_models_are_merged_tensor_by_tensor(method):
 def test_wrong_calls_are_explained(method):
     models, base = draw(method, (4, 6))
     with pytest.raises(MethodError, match="no such parameter"):
-        method(models, base, **parameters(method), alhpa=1)
+        call(method, models, base, **parameters(method), alhpa=1)
+    wrong = models[-1].right.T if method.adapters_only else models[-1].T
     with pytest.raises(MethodError, match="different shapes"):
-        method([*models[:-1], models[-1].T], base, **parameters(method))
+        call(method, [*models[:-1], wrong], base, **parameters(method))
     with pytest.raises(MethodError, match="models"):
-        method([], base, **parameters(method))
+        call(method, [], base, **parameters(method))
     for p in method.params:
         if p.range:
             value = p.range.high + 1
             value = [value] * count(method) if p.per_model else value
             with pytest.raises(MethodError, match=f"{p.name}: .* is not in"):
-                method(models, base, **{**parameters(method), p.name: value})
+                call(method, models, base, **{**parameters(method), p.name: value})
 
 
 def test_is_documented(method):

@@ -17,19 +17,19 @@ from torch import Tensor
 from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.writer import copy_files, refuse_existing
+from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.manifest import write_manifest
 from omnimerge.engine.plan import (
-    CHUNK_ELEMENTS,
     MergePlan,
     TensorJob,
     with_parameters,
     worker_count,
 )
-from omnimerge.engine.slices import SliceWorker, collect_statistics
+from omnimerge.engine.slices import SliceWorker, slices_of
 from omnimerge.errors import OutputError
 
 Progress = Callable[[int, int], None]
-_Task = tuple[TensorJob, int, int]
+_Task = tuple[TensorJob, list[tuple[int, int]]]
 
 
 def run_plan(
@@ -82,70 +82,82 @@ def merged_tensors(
         NonFiniteError: if an input holds NaN or infinity, or the result overflows its dtype.
     """
     plan = with_parameters(plan, parameters or {})
-    worker = SliceWorker(plan, collect_statistics(plan))
+    worker = SliceWorker(plan, model_statistics(plan))
     for job in plan.merged:
         merged = torch.empty(_numel(job), dtype=torch_dtype(job.output.dtype))
-        for start, stop in _slices(plan, job):
+        for start, stop in slices_of(plan, job):
             merged[start:stop] = worker.compute(job, start, stop)
         yield job.output.name, merged.reshape(job.output.shape)
 
 
 def _stream(plan: MergePlan, writer: CheckpointWriter, on_progress: Progress | None) -> None:
-    statistics = collect_statistics(plan)
-    tasks = _tasks(plan)
-    lock, stop = threading.Lock(), threading.Event()
-    total, done = plan.bytes_to_write, 0
+    with _single_threaded_kernels():
+        statistics = model_statistics(plan)
+        todo = _Todo(plan, on_progress)
 
-    def work() -> None:
-        nonlocal done
-        worker = SliceWorker(plan, statistics)
-        while not stop.is_set():
-            with lock:
-                task = next(tasks, None)
-            if task is None:
-                return
+        def work() -> None:
+            worker = SliceWorker(plan, statistics)
             try:
-                written = _run_task(worker, writer, *task)
+                while task := todo.next_task():
+                    _run_task(worker, writer, task, todo)
             except BaseException:
-                stop.set()
+                todo.ended.set()
                 raise
-            with lock:
-                done += written
-                if on_progress:
-                    on_progress(done, total)
 
-    with _single_threaded_kernels(), ThreadPoolExecutor(worker_count()) as pool:
-        futures = [pool.submit(work) for _ in range(worker_count())]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:  # KeyboardInterrupt too: let the workers end
-            stop.set()
-            raise
+        with ThreadPoolExecutor(worker_count()) as pool:
+            futures = [pool.submit(work) for _ in range(worker_count())]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:  # KeyboardInterrupt too: let the workers end
+                todo.ended.set()
+                raise
+
+
+class _Todo:
+    """What is left to do, shared by the workers."""
+
+    def __init__(self, plan: MergePlan, on_progress: Progress | None) -> None:
+        self._tasks = _tasks(plan)
+        self._lock = threading.Lock()
+        self._on_progress = on_progress
+        self._done, self._total = 0, plan.bytes_to_write
+        self.ended = threading.Event()
+
+    def next_task(self) -> _Task | None:
+        with self._lock:
+            return None if self.ended.is_set() else next(self._tasks, None)
+
+    def report(self, written: int) -> None:
+        with self._lock:
+            self._done += written
+            if self._on_progress:
+                self._on_progress(self._done, self._total)
 
 
 def _tasks(plan: MergePlan) -> Iterator[_Task]:
-    """Slices of tensors, in file order, so that reads and writes go forward through the files."""
+    """Slices of tensors, in file order, so that reads and writes go forward through the files.
+
+    A tensor that the method has to know as a whole is one task: its thread knows it then.
+    """
+    known = plan.method.new_statistics(plan.recipe.model_count(), plan.recipe.all_parameters)
     for job in plan.jobs:
-        for start, stop in _slices(plan, job):
-            yield job, start, stop
+        slices = slices_of(plan, job)
+        if job.merged and known and known.scope == "tensor":
+            yield job, slices
+        else:
+            yield from ((job, [each]) for each in slices)
 
 
-def _slices(plan: MergePlan, job: TensorJob) -> Iterator[tuple[int, int]]:
-    numel = _numel(job)
-    whole = job.merged and not plan.method.elementwise
-    step = max(1, numel) if whole else CHUNK_ELEMENTS
-    for start in range(0, numel, step):
-        yield start, min(start + step, numel)
-
-
-def _run_task(
-    worker: SliceWorker, writer: CheckpointWriter, job: TensorJob, start: int, stop: int
-) -> int:
-    result = worker.compute(job, start, stop)
-    data = result.view(torch.uint8).numpy().data
-    writer.write(job.output.name, data, start * item_size(job.output.dtype))
-    return int(data.nbytes)
+def _run_task(worker: SliceWorker, writer: CheckpointWriter, task: _Task, todo: _Todo) -> None:
+    job, slices = task
+    for start, stop in slices:
+        if todo.ended.is_set():
+            return
+        result = worker.compute(job, start, stop)
+        data = result.view(torch.uint8).numpy().data
+        writer.write(job.output.name, data, start * item_size(job.output.dtype))
+        todo.report(int(data.nbytes))
 
 
 def _copy_non_weights(plan: MergePlan, folder: Path) -> None:

@@ -30,6 +30,7 @@ class TensorJob:
         sources: (checkpoint, tensor) per model, in the order the method wants; empty if kept.
         base: (checkpoint, tensor) of the common ancestor, where the method needs it.
         parameters: the method's keywords for this tensor.
+        depth: 0 for the language model's first layer to 1 for its last; None outside of them.
         reason: why the tensor is kept; empty if it is merged.
     """
 
@@ -38,6 +39,7 @@ class TensorJob:
     sources: tuple[tuple[Checkpoint, str], ...]
     base: tuple[Checkpoint, str] | None
     parameters: Mapping[str, Any]
+    depth: float | None
     reason: str
 
     @property
@@ -99,10 +101,9 @@ class MergePlan:
     def peak_memory(self) -> int:
         """Bytes that the buffers of all workers take at most, an estimate from above."""
         per_element = 8 * (len(self.models) + 4)  # float32 beside the widest stored form
-        if self.method.elementwise or not self.merged:
-            elements = CHUNK_ELEMENTS
-        else:
-            elements = max(_numel(job.output) for job in self.merged)
+        elements = CHUNK_ELEMENTS
+        if self.method.slices == "whole":
+            elements = max([elements, *(_numel(job.output) for job in self.merged)])
         return worker_count() * elements * per_element
 
     def kept_reasons(self) -> dict[str, int]:
@@ -290,7 +291,9 @@ def _jobs(
         dtype = _output_dtype(recipe, name, meta.dtype)
         output = OutputTensor(name, dtype, meta.shape)
         parameters = _parameters(recipe, name, slot)
-        jobs.append(TensorJob(output, slot, tuple(inputs), base, parameters, reason))
+        layer = layer_index(slot)
+        depth = None if layer is None else layer / max(1, slots.layer_count - 1)
+        jobs.append(TensorJob(output, slot, tuple(inputs), base, parameters, depth, reason))
     return jobs
 
 

@@ -57,6 +57,18 @@ class ModelEntry(_Strict):
     weight: float | None = None
 
 
+class Lines(_Strict):
+    """LiNeS: the merged task vector is scaled by α + β · depth."""
+
+    alpha: float
+    beta: float
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """(α, β)."""
+        return self.alpha, self.beta
+
+
 class Match(_Strict):
     """Which tensors an override is for; all given conditions must hold."""
 
@@ -149,6 +161,7 @@ class Recipe(_Strict):
     ]
     parameters: dict[str, Any] = Field(default_factory=dict)
     select: Selection | None = None
+    lines: Lines | None = None
     overrides: tuple[Override, ...] = ()
     vocabulary: Literal["auto", "target"] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -349,6 +362,8 @@ def _method_problems(recipe: Recipe) -> list[str]:
         problems.append(f"base: {method.name} works on task vectors; give the common ancestor")
     if method.takes_target and recipe.target is None and recipe.base is None:
         problems.append(f"target: {method.name} needs the checkpoint to merge into")
+    if recipe.lines and not method.needs_base:
+        problems.append(f"lines: scales task vectors, which {method.name} has none of")
     problems += [f"parameters.{p}" for p in method.problems(recipe.all_parameters, count)]
     for number, override in enumerate(recipe.overrides):
         merged = {**recipe.all_parameters, **override.parameters}

@@ -6,16 +6,15 @@ tensors for every step cost more in page faults than the arithmetic does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size, torch_dtype
+from omnimerge.engine.knowledge import tensor_statistics
 from omnimerge.engine.plan import CHUNK_ELEMENTS, MergePlan, TensorJob
 from omnimerge.errors import NonFiniteError
-from omnimerge.methods import Statistics
+from omnimerge.methods import MergeMethod, Place, Statistics, scaled_by_depth
 
 # Elements that a method sees at once: all of its float32 operands then stay in the cache.
 _KERNEL_ELEMENTS = 1 << 16
@@ -26,12 +25,13 @@ class SliceWorker:
 
     Args:
         plan: what to do.
-        statistics: what the method has to know of the whole model; see `collect_statistics`.
+        statistics: what the method has to know of the whole model; see `model_statistics`.
     """
 
     def __init__(self, plan: MergePlan, statistics: Statistics | None = None) -> None:
         self._plan = plan
         self._statistics = statistics
+        self._known: tuple[str, Statistics | None] = ("", None)
         self._raw: dict[int, Tensor] = {}
         self._floats: dict[int, Tensor] = {}
 
@@ -41,7 +41,7 @@ class SliceWorker:
         Args:
             job: the output tensor.
             start: first element.
-            stop: one past the last; methods that are not elementwise need the whole tensor.
+            stop: one past the last; see `slices_of` for what the method allows.
 
         Returns:
             A flat tensor in the output dtype, valid until the next call.
@@ -56,32 +56,49 @@ class SliceWorker:
             self._read(number, checkpoint, name, start, stop)
             for number, (checkpoint, name) in enumerate(inputs)
         ]
-        if not self._plan.method.elementwise:
-            whole = [tensor.float().reshape(job.output.shape) for tensor in raw]
-            merged = self._merge(job, whole, raw).flatten()
-            return _rounded(job, merged, torch.empty_like(merged, dtype=_dtype(job)))
+        if self._plan.method.slices == "whole":
+            return self._whole(job, raw)
         result = self._buffer(len(inputs), job.output.dtype, stop - start)
-        for begin in range(0, stop - start, _KERNEL_ELEMENTS):
-            part = slice(begin, min(begin + _KERNEL_ELEMENTS, stop - start))
+        step = _step(self._plan.method, job, _KERNEL_ELEMENTS)
+        for begin in range(0, stop - start, step):
+            part = slice(begin, min(begin + step, stop - start))
             floats = [self._as_float(number, tensor[part]) for number, tensor in enumerate(raw)]
-            _rounded(job, self._merge(job, floats, raw), result[part])
+            merged = self._merge(job, floats, raw, start + begin)
+            _rounded(job, merged, result[part])
         return result
 
-    def _merge(self, job: TensorJob, floats: list[Tensor], raw: list[Tensor]) -> Tensor:
+    def _whole(self, job: TensorJob, raw: list[Tensor]) -> Tensor:
+        floats = [tensor.float().reshape(job.output.shape) for tensor in raw]
+        if not all(torch.isfinite(each.sum()) for each in floats):
+            self._explain_non_finite(
+                job, raw, floats[0]
+            )  # no decomposition of these would end well
+        merged = self._merge(job, floats, raw, 0).flatten()
+        return _rounded(job, merged, torch.empty_like(merged, dtype=_dtype(job)))
+
+    def _merge(
+        self, job: TensorJob, floats: list[Tensor], raw: list[Tensor], offset: int
+    ) -> Tensor:
+        method, recipe = self._plan.method, self._plan.recipe
+        if method.slices == "rows":
+            floats = [each.view(-1, *job.output.shape[-1:]) for each in floats]
         models = floats[: len(job.sources)]
         base = floats[-1] if job.base else None
-        merged = self._plan.method.merge(
-            models,
-            base,
-            job.parameters,
-            statistics=self._statistics,
-            name=job.output.name,
-            seed=self._plan.recipe.seed,
-        )
+        place = Place(job.output.name, recipe.seed, offset, job.depth)
+        known = self._statistics or self._statistics_of(job)
+        merged = method.merge(models, base, job.parameters, statistics=known, place=place)
+        if recipe.lines and base is not None:
+            merged = scaled_by_depth(merged, base, recipe.lines.pair, job.depth)
         # One pass in cache; only a non-finite sum leads to the exact, slower look.
         if not torch.isfinite(merged.sum()):
             self._explain_non_finite(job, raw, merged)
-        return merged
+        return merged.flatten() if method.slices == "rows" else merged
+
+    def _statistics_of(self, job: TensorJob) -> Statistics | None:
+        """What the method has to know of this tensor; that of the last one asked for is kept."""
+        if self._known[0] != job.output.name:
+            self._known = job.output.name, tensor_statistics(self._plan, job)
+        return self._known[1]
 
     def _explain_non_finite(self, job: TensorJob, raw: list[Tensor], merged: Tensor) -> None:
         inputs = [*job.sources, *([job.base] if job.base else [])]
@@ -127,30 +144,35 @@ class SliceWorker:
 
     def _as_float(self, number: int, part: Tensor) -> Tensor:
         held = self._floats.get(number)
-        if held is None:
-            held = self._floats[number] = torch.empty(_KERNEL_ELEMENTS)
+        if held is None or held.numel() < part.numel():
+            held = self._floats[number] = torch.empty(max(_KERNEL_ELEMENTS, part.numel()))
         return held[: part.numel()].copy_(part)
 
 
-def collect_statistics(plan: MergePlan) -> Statistics | None:
-    """Gather what the plan's method has to know of the whole model, in bounded memory.
+def slices_of(plan: MergePlan, job: TensorJob) -> list[tuple[int, int]]:
+    """Cut an output tensor into what is read, computed and written at once.
 
     Args:
-        plan: what to do; the recipe's own keywords count, overrides do not.
+        plan: what to do.
+        job: the output tensor.
 
     Returns:
-        The statistics, or None if the method needs none.
+        (first element, one past the last) of every slice, in order.
     """
+    numel = job.output.nbytes // item_size(job.output.dtype)
+    step = _step(plan.method, job, CHUNK_ELEMENTS) if job.merged else CHUNK_ELEMENTS
+    return [(start, min(start + step, numel)) for start in range(0, numel, step)]
 
-    def tensors() -> Iterator[tuple[list[Tensor], Tensor | None]]:
-        for job in plan.merged:
-            numel = job.output.nbytes // item_size(job.output.dtype)
-            for start in range(0, numel, CHUNK_ELEMENTS):
-                stop = min(start + CHUNK_ELEMENTS, numel)
-                models = [checkpoint.read(name, start, stop) for checkpoint, name in job.sources]
-                yield models, job.base[0].read(job.base[1], start, stop) if job.base else None
 
-    return plan.method.collect(tensors, plan.recipe.model_count(), plan.recipe.all_parameters)
+def _step(method: MergeMethod, job: TensorJob, elements: int) -> int:
+    """How many elements the method takes at once, at most about `elements` where it may choose."""
+    if method.slices == "entries":
+        return elements
+    numel = job.output.nbytes // item_size(job.output.dtype)
+    if method.slices == "whole":
+        return max(1, numel)
+    width = max(1, job.output.shape[-1] if job.output.shape else 1)
+    return width * max(1, elements // width)
 
 
 def _rounded(job: TensorJob, values: Tensor, into: Tensor) -> Tensor:

@@ -11,29 +11,30 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from omnimerge.methods._in_memory import merge_state_dicts, merge_tensors
-from omnimerge.methods._registry import (
-    MergeMethod,
-    Param,
-    Range,
-    Statistics,
-    all_methods,
-    get_method,
-)
+from omnimerge.methods._low_rank import LowRank
+from omnimerge.methods._ops import scaled_by_depth
+from omnimerge.methods._params import Param, Range
+from omnimerge.methods._registry import MergeMethod, Place, all_methods, get_method
+from omnimerge.methods._statistics import Statistics, gather
 from omnimerge.methods.adamms import adamms
 from omnimerge.methods.arcee_fusion import arcee_fusion
 from omnimerge.methods.average import average
 from omnimerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
-from omnimerge.methods.consensus import consensus_ta
+from omnimerge.methods.consensus import consensus_ta, consensus_ties
 from omnimerge.methods.dare import dare_linear, dare_ties, drop_linear
 from omnimerge.methods.della import della, della_linear
 from omnimerge.methods.iso import iso_c, iso_cts
 from omnimerge.methods.karcher import karcher, multislerp
+from omnimerge.methods.knots import knots
 from omnimerge.methods.linear import linear
+from omnimerge.methods.lines import lines
 from omnimerge.methods.metagpt import metagpt
 from omnimerge.methods.model_stock import model_stock
 from omnimerge.methods.nearswap import nearswap
 from omnimerge.methods.optmerge import optmerge
 from omnimerge.methods.passthrough import passthrough
+from omnimerge.methods.pcb import pcb
+from omnimerge.methods.robustmerge import robustmerge
 from omnimerge.methods.sce import sce
 from omnimerge.methods.slerp import nuslerp, slerp
 from omnimerge.methods.swudi import aswudi, swudi
@@ -43,8 +44,10 @@ from omnimerge.methods.tsv import tsv
 from omnimerge.methods.wudi import wudi
 
 __all__ = [
+    "LowRank",
     "MergeMethod",
     "Param",
+    "Place",
     "Range",
     "Statistics",
     "adamms",
@@ -55,16 +58,20 @@ __all__ = [
     "breadcrumbs",
     "breadcrumbs_ties",
     "consensus_ta",
+    "consensus_ties",
     "dare_linear",
     "dare_ties",
     "della",
     "della_linear",
     "drop_linear",
+    "gather",
     "get_method",
     "iso_c",
     "iso_cts",
     "karcher",
+    "knots",
     "linear",
+    "lines",
     "merge_state_dicts",
     "merge_tensors",
     "metagpt",
@@ -74,6 +81,9 @@ __all__ = [
     "nuslerp",
     "optmerge",
     "passthrough",
+    "pcb",
+    "robustmerge",
+    "scaled_by_depth",
     "sce",
     "slerp",
     "swudi",

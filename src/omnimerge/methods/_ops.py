@@ -57,6 +57,28 @@ def task_vectors(
     return torch.stack([model.float() - origin for model in models])
 
 
+def scaled_by_depth(
+    merged: Float[Tensor, "*shape"],
+    base: Float[Tensor, "*shape"],
+    lines: tuple[float, float],
+    depth: float | None,
+) -> Float[Tensor, "*shape"]:
+    """Scale a merged task vector by its layer's depth (Wang et al., ICLR 2025, LiNeS).
+
+    Args:
+        merged: θ_base + τ.
+        base: θ_base.
+        lines: α and β.
+        depth: 0 for the first layer to 1 for the last; None outside of the layers.
+
+    Returns:
+        θ_base + (α + β · depth) τ, float32.
+    """
+    alpha, beta = lines
+    origin = base.float()
+    return origin.add(merged - origin, alpha=alpha + beta * (depth or 0.0))
+
+
 def is_matrix(tensor: Tensor) -> bool:
     """Return whether a tensor has a spectrum: two dimensions and at least one element.
 
@@ -67,6 +89,19 @@ def is_matrix(tensor: Tensor) -> bool:
         True for non-empty matrices. The spectral methods average the other tensors.
     """
     return tensor.ndim == 2 and tensor.numel() > 0
+
+
+def matrix_shape(tensor: Tensor) -> tuple[int, int]:
+    """Return the shape of a matrix.
+
+    Args:
+        tensor: (m, n).
+
+    Returns:
+        (m, n).
+    """
+    rows, columns = tensor.shape
+    return rows, columns
 
 
 def svd(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,6 +117,46 @@ def svd(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, vt
 
 
+def main_directions(
+    tensor: Float[Tensor, "m n"], count: int
+) -> tuple[Float[Tensor, "m k"], Float[Tensor, "r"], Float[Tensor, "k n"]]:
+    """Return the first singular directions of a matrix, by an eigenproblem on its smaller side.
+
+    In float64, so that squaring the matrix costs no digit that float32 has.
+
+    Args:
+        tensor: the matrix τ.
+        count: k, at most r = min(m, n).
+
+    Returns:
+        U_k, all singular values in descending order, and S_k V_kᵀ = U_kᵀ τ; float64.
+    """
+    wide = tensor.shape[0] <= tensor.shape[1]
+    matrix = tensor.double() if wide else tensor.double().T
+    values, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    strengths, vectors = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)[:, :count]
+    other = vectors.T @ matrix  # S_k times the singular vectors of the longer side
+    if wide:
+        return vectors, strengths, other
+    scale = strengths[:count, None]
+    unit = torch.where(scale > 0, other / scale.clamp(min=1e-300), torch.zeros_like(other))
+    return unit.T, strengths, scale * vectors.T
+
+
+def significant(values: Float[Tensor, "*batch r"], shape: Sequence[int]) -> Tensor:
+    """Return which singular values are above rounding: the numerical rank's usual definition.
+
+    Args:
+        values: singular values in descending order.
+        shape: (m, n) of the matrix.
+
+    Returns:
+        True where the direction is one of the data's, not of rounding.
+    """
+    floor = torch.finfo(values.dtype).eps * max(shape) * values[..., :1]
+    return values > floor
+
+
 def orthogonalize(columns: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """Return the nearest matrix with orthonormal columns (orthogonal Procrustes, by SVD).
 
@@ -95,10 +170,28 @@ def orthogonalize(columns: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows
     return u @ vt
 
 
+def pull_towards(
+    centre: Float[Tensor, "models m n"], rows: Float[Tensor, "models k n"]
+) -> Float[Tensor, "m n"]:
+    """Return D = Σ_t centre_t rows_tᵀ rows_t, the constant part of the gradient of WUDI's loss.
+
+    Args:
+        centre: one centre per task.
+        rows: one weight matrix per task.
+
+    Returns:
+        D, float32.
+    """
+    total = torch.zeros_like(centre[0])
+    for c, r in zip(centre, rows, strict=True):
+        total += c @ (r.T @ r) if c.shape[1] <= r.shape[0] else (c @ r.T) @ r
+    return total
+
+
 def adam_quadratic(
     start: Float[Tensor, "m n"],
-    centre: Float[Tensor, "models m n"],
-    rows: Float[Tensor, "models k n"],
+    pull: Float[Tensor, "m n"],
+    rows: Float[Tensor, "k n"],
     iterations: int,
     learning_rate: float,
 ) -> Float[Tensor, "m n"]:
@@ -109,25 +202,20 @@ def adam_quadratic(
 
     Args:
         start: τ before the first step.
-        centre: one centre per task.
-        rows: one weight matrix per task.
+        pull: D; see `pull_towards`.
+        rows: the rows_t of all tasks, one below the other.
         iterations: number of steps.
         learning_rate: Adam's step size.
 
     Returns:
         τ after the last step, float32.
     """
-    stacked = rows.flatten(end_dim=1)
-    pull = sum(
-        c @ (r.T @ r) if c.shape[1] <= r.shape[0] else (c @ r.T) @ r
-        for c, r in zip(centre, rows, strict=True)
-    )
-    # C is n x n and of rank T·k at most: take whichever form costs less in a step.
-    dense = stacked.T @ stacked if start.shape[1] <= 2 * stacked.shape[0] else None
+    # C is n x n and of rank k at most: take whichever form costs less in a step.
+    dense = rows.T @ rows if start.shape[1] <= 2 * rows.shape[0] else None
     tau = start.clone()
     first, second = torch.zeros_like(tau), torch.zeros_like(tau)
     for step in range(1, iterations + 1):
-        product = tau @ dense if dense is not None else (tau @ stacked.T) @ stacked
+        product = tau @ dense if dense is not None else (tau @ rows.T) @ rows
         gradient = 2 * (product - pull)
         first.lerp_(gradient, 0.1)
         second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
@@ -150,23 +238,3 @@ def kth_magnitude(tensor: Tensor, k: int) -> float:
     if k == 0 or count == 0:
         return float("inf")
     return float(tensor.abs().flatten().kthvalue(count - k + 1).values)
-
-
-def disjoint_mean(
-    tau: Float[Tensor, "models *shape"], weights: Sequence[float] | None
-) -> Float[Tensor, "*shape"]:
-    """Average, entry by entry, what agrees with the sign of the weighted sum (Yadav et al., 2023).
-
-    Args:
-        tau: sparse task vectors.
-        weights: one weight per model; default: 1 each.
-
-    Returns:
-        The weighted mean of the entries that agree; zero where none does.
-    """
-    shares = torch.tensor(list(equal_weights(weights, len(tau))), dtype=torch.float32)
-    shares = shares.reshape(-1, *[1] * (tau.ndim - 1))
-    weighted = shares * tau
-    agrees = weighted * weighted.sum(dim=0) > 0
-    total = (shares * agrees).sum(dim=0)
-    return (weighted * agrees).sum(dim=0) / torch.where(total == 0, torch.ones_like(total), total)

@@ -1,137 +1,45 @@
 """Declare a merge method once; recipe schema, command line, docs and search bounds follow."""
 
-import hashlib
 import inspect
-import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType, NoneType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    Protocol,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    runtime_checkable,
-)
+from types import MappingProxyType
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from omnimerge.errors import MethodError, UnknownMethodError, suggestion
+from omnimerge.methods._low_rank import LowRank, in_column_space, in_joint_space
+from omnimerge.methods._params import Param, params_of
+from omnimerge.methods._random import Stream
+from omnimerge.methods._statistics import Statistics
 
 MergeFn = Callable[..., Tensor]
 
 # Keywords that the caller of a method fills, not the recipe.
-_PROVIDED = ("statistics", "generator")
-
-
-@runtime_checkable
-class Statistics(Protocol):
-    """What a method has to know of a whole model before it merges the first tensor.
-
-    Every pass shows it all tensors (or slices of them) once, in any order.
-    """
-
-    passes: int
-
-    def see(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> None:
-        """Take in one tensor, or a slice of one.
-
-        Args:
-            number: which pass this is, from 0.
-            models: one tensor per model.
-            base: the common ancestor's tensor.
-        """
-
-    def close(self, number: int) -> None:
-        """End a pass.
-
-        Args:
-            number: which pass this was.
-        """
-
-
+_PROVIDED = ("statistics", "stream", "full_shape", "depth")
+Slices = Literal["entries", "rows", "whole"]
 StatisticsFactory = Callable[[int, Mapping[str, Any]], Statistics | None]
 """(number of models, the method's keywords) -> statistics, or None where none are needed."""
+LowRankFn = Callable[..., LowRank | Tensor]
+"""(task vectors as `LowRank`s, shape, keywords) -> the merged task vector."""
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
-    """Closed interval of legal values; also the default search interval."""
-
-    low: float
-    high: float
-
-    def __contains__(self, value: Any) -> bool:
-        return bool(self.low <= value <= self.high)
-
-    def __str__(self) -> str:
-        return f"[{self.low:g}, {self.high:g}]"
-
-
-@dataclass(frozen=True, slots=True)
-class Param:
-    """One keyword of a merge method, as declared in its signature.
+class Place:
+    """Where in a model a tensor, or a slice of one, belongs.
 
     Attributes:
-        name: the keyword.
-        per_model: one value per model instead of one for all.
-        kind: type of a value: float, int, bool or str.
-        choices: legal values where there is a fixed list.
-        default: its default.
-        required: whether there is no default.
-        range: legal interval of a number.
-        nullable: whether null is a value too.
+        name: the tensor's name.
+        seed: the recipe's seed; random methods draw from (seed, name, position).
+        offset: position of a slice's first entry in the tensor.
+        depth: 0 for the first layer to 1 for the last; None outside of the layers.
     """
 
-    name: str
-    per_model: bool
-    kind: type
-    choices: tuple[str, ...]
-    default: Any
-    required: bool
-    range: Range | None
-    nullable: bool
-
-    def problem(self, value: Any, models: int) -> str | None:
-        """Return what is wrong with a value, or None.
-
-        Args:
-            value: what the user gave.
-            models: number of models.
-
-        Returns:
-            The problem in words, naming the value and what is legal.
-        """
-        if value is None and self.nullable:
-            return None
-        if not self.per_model:
-            return self._single_problem(value)
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            return f"{value!r} is not a list with one value per model"
-        if len(value) != models:
-            return f"{len(value)} values for {models} models"
-        return next((p for v in value if (p := self._single_problem(v))), None)
-
-    def _single_problem(self, value: Any) -> str | None:
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if self.choices:
-            legal = value in self.choices
-            return None if legal else f"{value!r} is not one of {', '.join(self.choices)}"
-        if (self.kind is float and not number) or (self.kind is int and not isinstance(value, int)):
-            hint = "; write 0.1, not 1e-1" if _looks_like_a_number(value) else ""
-            return f"{value!r} is not a number{hint}"
-        if self.kind in (bool, str) and not isinstance(value, self.kind):
-            return f"{value!r} is not {'true or false' if self.kind is bool else 'a text'}"
-        if number and (value != value or abs(value) == float("inf")):
-            return f"{value} is not finite"
-        if number and self.range and value not in self.range:
-            return f"{value} is not in {self.range}"
-        return None
+    name: str = ""
+    seed: int = 0
+    offset: int = 0
+    depth: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +55,16 @@ class MergeMethod:
         needs_base: whether it works on task vectors.
         takes_target: whether `models` starts with the target (AdaMMS) instead of holding the
             recipe's models only.
-        elementwise: whether it may be applied to any slice of a tensor, so that memory is bounded.
+        slices: what it may be applied to, so that memory is bounded: any `entries` of a tensor, any
+            `rows` of it, or the `whole` only.
         select: which tensors it merges by default.
         models: fewest and most models it takes (`takes_target` included).
         params: its keywords.
-        statistics: makes what it has to know of the whole model, if anything.
-        random: whether it draws at random, from a generator that is given to it.
+        provided: which of the keywords that the caller fills it takes.
+        statistics: makes what it has to know of a tensor or of the whole model, if anything.
+        low_rank: how it merges task vectors that are given as factors: on cores in the `joint`
+            space of rows and columns, in the space of `columns`, by a function of its own, or not.
+        adapters_only: whether it merges nothing but LoRA adapters.
     """
 
     name: str
@@ -162,12 +74,19 @@ class MergeMethod:
     paper: str
     needs_base: bool
     takes_target: bool
-    elementwise: bool
+    slices: Slices
     select: str
     models: tuple[int, int | None]
     params: tuple[Param, ...]
+    provided: tuple[str, ...]
     statistics: StatisticsFactory | None
-    random: bool
+    low_rank: Literal["joint", "columns"] | LowRankFn | None
+    adapters_only: bool
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws at random."""
+        return "stream" in self.provided
 
     def problems(self, parameters: Mapping[str, Any], models: int) -> list[str]:
         """Check keywords against the signature.
@@ -194,28 +113,17 @@ class MergeMethod:
                 found.append(f"{name}: {problem}")
         return found
 
-    def collect(
-        self,
-        tensors: Callable[[], Iterable[tuple[Sequence[Tensor], Tensor | None]]],
-        models: int,
-        parameters: Mapping[str, Any],
-    ) -> Statistics | None:
-        """Gather what the method has to know of a whole model.
+    def new_statistics(self, models: int, parameters: Mapping[str, Any]) -> Statistics | None:
+        """Make what the method has to know before it merges.
 
         Args:
-            tensors: called once per pass; gives (models, base) for every tensor or slice.
             models: number of models.
             parameters: the method's keywords.
 
         Returns:
-            The statistics, or None if this method, with these keywords, needs none.
+            The statistics, to be filled; None if the method, with these keywords, needs none.
         """
-        found = self.statistics(models, self.complete(parameters)) if self.statistics else None
-        for number in range(found.passes if found else 0):
-            for each, base in tensors():
-                found.see(number, each, base)  # type: ignore[union-attr]
-            found.close(number)  # type: ignore[union-attr]
-        return found
+        return self.statistics(models, self.complete(parameters)) if self.statistics else None
 
     def complete(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return keywords with the defaults of those that are not given.
@@ -235,8 +143,7 @@ class MergeMethod:
         parameters: Mapping[str, Any],
         *,
         statistics: Statistics | None = None,
-        name: str = "",
-        seed: int = 0,
+        place: Place | None = None,
     ) -> Tensor:
         """Merge one tensor whose inputs have been checked.
 
@@ -244,46 +151,58 @@ class MergeMethod:
             models: the tensors, all of one shape.
             base: the common ancestor's tensor.
             parameters: the method's keywords.
-            statistics: what `collect` returned.
-            name: the tensor's name, from which, with the seed, random methods draw.
-            seed: the recipe's seed.
+            statistics: what `new_statistics` made, filled.
+            place: where the tensor belongs.
 
         Returns:
             The merged tensor, float32.
         """
-        provided: dict[str, Any] = {}
-        if self.statistics:
-            provided["statistics"] = statistics
-        if self.random:
-            provided["generator"] = generator_for(seed, name)
+        place = place or Place()
+        known = {
+            "statistics": statistics,
+            "stream": Stream.of(place.seed, place.name, place.offset),
+            "depth": place.depth,
+            "full_shape": None,
+        }
+        provided = {name: known[name] for name in self.provided}
         return self.fn(models, base, **parameters, **provided)
 
-    def __call__(
+    def merge_low_rank(
         self,
-        models: Sequence[Tensor],
-        base: Tensor | None = None,
+        deltas: Sequence[LowRank],
+        parameters: Mapping[str, Any],
         *,
-        seed: int = 0,
-        **parameters: Any,
-    ) -> Tensor:
-        """Check the inputs and merge one tensor, as if it were the whole model.
+        place: Place | None = None,
+    ) -> LowRank | Tensor:
+        """Merge the task vectors of one matrix, given as factors.
 
         Args:
-            models: the tensors, all of one shape; the target first where `takes_target`.
-            base: the common ancestor's tensor; ignored by methods that do not need it.
-            seed: for methods that draw at random.
-            **parameters: the method's keywords.
+            deltas: one task vector per model, all of one shape.
+            parameters: the method's keywords.
+            place: where the matrix belongs.
 
         Returns:
-            The merged tensor, float32.
+            The merged task vector, `scale` included: as factors where the method leaves it of low
+            rank, else dense.
 
         Raises:
-            MethodError: if shapes, number of models, base or keywords do not fit.
+            MethodError: if the method has no form for factors.
         """
-        self.check(len(models), has_base=base is not None, parameters=parameters)
-        self.check_shapes(models, base)
-        statistics = self.collect(lambda: [(models, base)], len(models), parameters)
-        return self.merge(models, base, parameters, statistics=statistics, seed=seed)
+        place = place or Place()
+        shape = deltas[0].shape
+        known = {
+            "statistics": None,
+            "stream": Stream.of(place.seed, place.name),
+            "depth": place.depth,
+            "full_shape": shape,
+        }
+        keywords = {**parameters, **{name: known[name] for name in self.provided}}
+        if callable(self.low_rank):
+            return self.low_rank(deltas, **keywords)
+        run = {"joint": in_joint_space, "columns": in_column_space}.get(self.low_rank or "")
+        if run is None:
+            raise MethodError(f"{self.name} has no form for factors; use LowRank.dense()")
+        return run(lambda cores, zeros: self.fn(cores, zeros, **keywords), deltas)
 
     def check(self, models: int, *, has_base: bool, parameters: Mapping[str, Any]) -> None:
         """Check the number of models, the base and the keywords.
@@ -332,16 +251,19 @@ def merge_method(
     family: str,
     needs_base: bool = False,
     takes_target: bool = False,
-    elementwise: bool = False,
+    slices: Slices = "whole",
     select: Literal["all", "language_model", "linear"] = "all",
     models: tuple[int, int | None] = (1, None),
     statistics: StatisticsFactory | None = None,
-    random: bool = False,
+    low_rank: Literal["joint", "columns"] | LowRankFn | None = None,
+    adapters_only: bool = False,
 ) -> Callable[[MergeFn], MergeFn]:
     """Register a pure tensor function as the merge method `name`.
 
     Keyword-only parameters of the function become recipe keys: `Sequence[...]` ones hold one value
-    per model. The function is returned unchanged, so it stays importable and testable by itself.
+    per model. Four names are filled by the caller instead: `statistics`, `stream` (to draw from),
+    `depth` and `full_shape` (of the matrices, where the models are cores of larger ones). The
+    function is returned unchanged, so it stays importable and testable by itself.
 
     Args:
         name: key in recipes, on the command line and in reports; `snake_case`.
@@ -349,12 +271,12 @@ def merge_method(
         family: heading under which it is listed.
         needs_base: whether it needs the common ancestor.
         takes_target: whether `models` starts with the target.
-        elementwise: whether it may be applied to any slice of a tensor.
+        slices: what of a tensor it may be applied to.
         select: which tensors it merges by default.
         models: fewest and most models.
-        statistics: makes what the method has to know of the whole model; the function then takes
-            a keyword `statistics`.
-        random: whether the function takes a keyword `generator` to draw from.
+        statistics: makes what the method has to know of a tensor or of the whole model.
+        low_rank: how it merges factors; see `MergeMethod`.
+        adapters_only: whether it merges nothing but LoRA adapters.
 
     Returns:
         A decorator that registers the function and hands it back.
@@ -378,12 +300,14 @@ def merge_method(
             paper=paper,
             needs_base=needs_base,
             takes_target=takes_target,
-            elementwise=elementwise,
+            slices=slices,
             select=select,
             models=models,
-            params=_params(fn, signature),
+            params=params_of(fn, _PROVIDED),
+            provided=tuple(name for name in _PROVIDED if name in signature.parameters),
             statistics=statistics,
-            random=random,
+            low_rank=low_rank,
+            adapters_only=adapters_only,
         )
         return fn
 
@@ -411,60 +335,3 @@ def get_method(name: str) -> MergeMethod:
 def all_methods() -> Mapping[str, MergeMethod]:
     """Return a read-only view of every registered method, by name."""
     return MappingProxyType(_METHODS)
-
-
-def _params(fn: MergeFn, signature: inspect.Signature) -> tuple[Param, ...]:
-    hints = get_type_hints(fn, include_extras=True)
-    keyword_only = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return tuple(_param(p, hints[p.name]) for p in keyword_only if p.name not in _PROVIDED)
-
-
-def _param(parameter: inspect.Parameter, hint: Any) -> Param:
-    inner, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    nullable = NoneType in get_args(inner)
-    inner = _without_none(inner)
-    per_model = get_origin(inner) is Sequence
-    if per_model:
-        (inner,) = get_args(inner)
-    choices = get_args(inner) if get_origin(inner) is Literal else ()
-    required = parameter.default is parameter.empty
-    return Param(
-        name=parameter.name,
-        per_model=per_model,
-        kind=str if choices else inner,
-        choices=choices,
-        default=None if required else parameter.default,
-        required=required,
-        range=next((extra for extra in extras if isinstance(extra, Range)), None),
-        nullable=nullable,
-    )
-
-
-def _looks_like_a_number(value: Any) -> bool:
-    """YAML 1.1 reads 1e-1 as a text."""
-    try:
-        return isinstance(value, str) and float(value) == float(value)
-    except ValueError:
-        return False
-
-
-def _without_none(hint: Any) -> Any:
-    if get_origin(hint) in (Union, type(int | None)):
-        (hint,) = [arg for arg in get_args(hint) if arg is not NoneType]
-    return hint
-
-
-def generator_for(seed: int, name: str) -> torch.Generator:
-    """Return a random generator that depends on a seed and a tensor's name alone.
-
-    So a merge gives the same bytes in any order, on any number of threads or machines.
-
-    Args:
-        seed: the recipe's seed.
-        name: the tensor's name.
-
-    Returns:
-        A generator on the CPU.
-    """
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.methods._ops import weighted_sum
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
 
 
 @merge_method(
@@ -15,7 +16,7 @@ from omnimerge.methods._registry import Range, merge_method
     paper="https://arxiv.org/abs/2503.23733",
     family="interpolation",
     takes_target=True,
-    elementwise=True,
+    slices="entries",
     select="language_model",
     models=(2, 2),
 )

@@ -10,7 +10,7 @@ from omnimerge.methods._registry import merge_method
 
 
 @merge_method(
-    "average", paper="https://arxiv.org/abs/2203.05482", family="interpolation", elementwise=True
+    "average", paper="https://arxiv.org/abs/2203.05482", family="interpolation", slices="entries"
 )
 def average(
     models: Sequence[Float[Tensor, "*shape"]],

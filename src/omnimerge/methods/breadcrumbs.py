@@ -1,20 +1,48 @@
 """Model Breadcrumbs: leave out the largest and the smallest changes."""
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
+from omnimerge.methods._kernels import kernels
 from omnimerge.methods._ops import equal_weights, task_vectors
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
+from omnimerge.methods._statistics import Magnitudes, gather
 
 _PAPER = "https://arxiv.org/abs/2312.06795"
 
 
-@merge_method("breadcrumbs", paper=_PAPER, family="task vectors", needs_base=True)
+class _Crumbs(Magnitudes):
+    """The largest and the smallest magnitude that is kept of each task vector.
+
+    Args:
+        models: number of models.
+        parameters: `density` and `gamma` of the method.
+    """
+
+    def __init__(self, models: int, parameters: Mapping[str, Any]) -> None:
+        density, gamma = float(parameters["density"]), float(parameters["gamma"])
+
+        def ranks(numel: int) -> tuple[int, int]:
+            above, kept = int(gamma * numel), int(density * numel)
+            last = min(numel, above + kept)
+            return (above + 1, last) if last > above else (0, 0)
+
+        super().__init__(models, ranks, "tensor")
+
+
+@merge_method(
+    "breadcrumbs",
+    paper=_PAPER,
+    family="task vectors",
+    needs_base=True,
+    slices="entries",
+    statistics=_Crumbs,
+)
 def breadcrumbs(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -24,6 +52,7 @@ def breadcrumbs(
     gamma: Annotated[float, Range(0.0, 1.0)] = 0.01,
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
     normalize: bool = False,
+    statistics: _Crumbs | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Add the task vectors without their outliers and without their small entries.
 
@@ -38,6 +67,7 @@ def breadcrumbs(
         gamma: share of the largest entries that are left out; the paper's γ (it writes 1 - γ).
         scale: the factor λ; the paper's α.
         normalize: divide the weights by their sum.
+        statistics: the thresholds; provided by the caller where a slice is merged.
 
     Returns:
         The merged tensor: float32, the shape of the inputs.
@@ -50,16 +80,28 @@ def breadcrumbs(
         Masks." ECCV 2024. §3.
 
     Differences from the authors' code:
-        None known. Masks are per tensor ("layer-wise" in the paper); density is the common
-        toolkits' keyword, the paper gives the share of small entries that is left out.
+        None known, but that entries as large as the last one kept are kept too. Masks are per
+        tensor ("layer-wise" in the paper); density is the common toolkits' keyword, the paper gives
+        the share of small entries that is left out.
     """
     if base is None:
         raise MethodError("breadcrumbs works on task vectors and needs a base")
-    weighted = _weighted(models, base, weights, density, gamma, normalize)
-    return base.float() + scale * weighted.sum(dim=0)
+    shares = equal_weights(weights, len(models))
+    if normalize and sum(shares) == 0:
+        raise MethodError("breadcrumbs: the weights sum to zero; set normalize: false")
+    tau = _kept(models, base, density, gamma, statistics)
+    merged = kernels(tau).weighted_sum(tau, shares)
+    return base.float().add(merged, alpha=scale / sum(shares) if normalize else scale)
 
 
-@merge_method("breadcrumbs_ties", paper=_PAPER, family="task vectors", needs_base=True)
+@merge_method(
+    "breadcrumbs_ties",
+    paper=_PAPER,
+    family="task vectors",
+    needs_base=True,
+    slices="entries",
+    statistics=_Crumbs,
+)
 def breadcrumbs_ties(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -69,6 +111,7 @@ def breadcrumbs_ties(
     gamma: Annotated[float, Range(0.0, 1.0)] = 0.01,
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
     normalize: bool = False,
+    statistics: _Crumbs | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Add what breadcrumbs leaves of the task vectors where it has the elected sign.
 
@@ -82,6 +125,7 @@ def breadcrumbs_ties(
         gamma: share of the largest entries that are left out.
         scale: the factor λ.
         normalize: divide by the summed weights of the models that agree, entry by entry.
+        statistics: the thresholds; provided by the caller where a slice is merged.
 
     Returns:
         The merged tensor: float32, the shape of the inputs.
@@ -98,45 +142,23 @@ def breadcrumbs_ties(
     """
     if base is None:
         raise MethodError("breadcrumbs_ties works on task vectors and needs a base")
-    weighted = _weighted(models, base, weights, density, gamma, normalize=False)
-    agrees = weighted.sign() == weighted.sum(dim=0).sign()
-    merged = (weighted * agrees).sum(dim=0)
-    if normalize:
-        shares = _column(equal_weights(weights, len(models)), base)
-        total = (shares * (agrees & (weighted != 0))).sum(dim=0)
-        merged = merged / torch.where(total == 0, torch.ones_like(total), total)
-    return base.float() + scale * merged
+    tau = _kept(models, base, density, gamma, statistics)
+    merged = kernels(tau).elected_sum(tau, equal_weights(weights, len(models)), mean=normalize)
+    return base.float().add(merged, alpha=scale)
 
 
-def _weighted(
+def _kept(
     models: Sequence[Tensor],
     base: Tensor,
-    weights: Sequence[float] | None,
     density: float,
     gamma: float,
-    normalize: bool,
+    statistics: _Crumbs | None,
 ) -> Tensor:
-    shares = _column(equal_weights(weights, len(models)), base)
-    if normalize:
-        total = float(shares.sum())
-        if total == 0:
-            raise MethodError("breadcrumbs: the weights sum to zero; set normalize: false")
-        shares = shares / total
-    return shares * torch.stack(
-        [_crumbs(tau, density, gamma) for tau in task_vectors(models, base)]
-    )
-
-
-def _crumbs(tau: Tensor, density: float, gamma: float) -> Tensor:
-    """Zero the ⌊γ n⌋ largest entries, and the smallest until ⌊density · n⌋ are left."""
-    flat = tau.flatten()
-    count = flat.numel()
-    top = int(gamma * count)
-    bottom = max(0, count - int(density * count) - top)
-    mask = torch.zeros_like(flat)
-    mask[flat.abs().argsort(stable=True)[bottom : count - top]] = 1
-    return (flat * mask).reshape(tau.shape)
-
-
-def _column(weights: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(list(weights), dtype=torch.float32).reshape(-1, *[1] * like.ndim)
+    """The task vectors without their largest and smallest entries."""
+    if statistics is None:
+        statistics = _Crumbs(len(models), {"density": density, "gamma": gamma})
+        gather(statistics, lambda: [(models, base)])
+    tau = task_vectors(models, base)
+    high, low = statistics.thresholds
+    kernels(tau).band(tau, low, high)
+    return tau

@@ -3,18 +3,20 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._ops import disjoint_mean, equal_weights, task_vectors
-from omnimerge.methods._registry import Range, generator_for, merge_method
+from omnimerge.methods._kernels import kernels
+from omnimerge.methods._ops import equal_weights, task_vectors
+from omnimerge.methods._params import Range
+from omnimerge.methods._random import Stream
+from omnimerge.methods._registry import merge_method
 
 _PAPER = "https://arxiv.org/abs/2311.03099"
 
 
-@merge_method("dare_linear", paper=_PAPER, family="task vectors", needs_base=True, random=True)
+@merge_method("dare_linear", paper=_PAPER, family="task vectors", needs_base=True, slices="entries")
 def dare_linear(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -22,7 +24,7 @@ def dare_linear(
     weights: Annotated[Sequence[float] | None, Range(-10.0, 10.0)] = None,
     density: Annotated[float, Range(0.0, 1.0)] = 0.5,
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
-    generator: torch.Generator | None = None,
+    stream: Stream | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Drop at random, rescale, and add the task vectors.
 
@@ -35,7 +37,7 @@ def dare_linear(
         weights: one weight w_t per model; default: 1 each.
         density: probability that an entry is kept; the paper's p is 1 - density.
         scale: the factor λ on the merged task vector.
-        generator: to draw from, seeded by (seed, tensor name); provided by the caller.
+        stream: to draw from, of (seed, tensor name, position); provided by the caller.
 
     Returns:
         The merged tensor: float32. Its expectation is that of `task_arithmetic`.
@@ -52,21 +54,19 @@ def dare_linear(
     """
     if base is None:
         raise MethodError("dare_linear works on task vectors and needs a base")
-    dropped = drop_and_rescale(task_vectors(models, base), density, density, generator)
-    merged = base.float().clone()
-    for tau, weight in zip(dropped, equal_weights(weights, len(models)), strict=True):
-        merged.add_(tau, alpha=scale * weight)
-    return merged
+    tau = _dropped(models, base, density, stream)
+    merged = kernels(tau).weighted_sum(tau, equal_weights(weights, len(models)))
+    return base.float().add(merged, alpha=scale)
 
 
-@merge_method("drop_linear", paper=_PAPER, family="task vectors", needs_base=True, random=True)
+@merge_method("drop_linear", paper=_PAPER, family="task vectors", needs_base=True, slices="entries")
 def drop_linear(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
     *,
     density: Annotated[float, Range(0.0, 1.0)] = 0.5,
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
-    generator: torch.Generator | None = None,
+    stream: Stream | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Drop at random, rescale, and average the task vectors, as AdaMMS's code does.
 
@@ -77,7 +77,7 @@ def drop_linear(
         base: the common ancestor's tensor θ_base.
         density: probability that an entry is kept.
         scale: the factor λ on the merged task vector.
-        generator: to draw from, seeded by (seed, tensor name); provided by the caller.
+        stream: to draw from, of (seed, tensor name, position); provided by the caller.
 
     Returns:
         The merged tensor: float32, the shape of the inputs.
@@ -94,11 +94,12 @@ def drop_linear(
     """
     if base is None:
         raise MethodError("drop_linear works on task vectors and needs a base")
-    dropped = drop_and_rescale(task_vectors(models, base), density, density, generator)
-    return base.float() + scale * dropped.mean(dim=0)
+    tau = _dropped(models, base, density, stream)
+    merged = kernels(tau).weighted_sum(tau, [1 / len(models)] * len(models))
+    return base.float().add(merged, alpha=scale)
 
 
-@merge_method("dare_ties", paper=_PAPER, family="task vectors", needs_base=True, random=True)
+@merge_method("dare_ties", paper=_PAPER, family="task vectors", needs_base=True, slices="entries")
 def dare_ties(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -106,7 +107,7 @@ def dare_ties(
     weights: Annotated[Sequence[float] | None, Range(-10.0, 10.0)] = None,
     density: Annotated[float, Range(0.0, 1.0)] = 0.5,
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
-    generator: torch.Generator | None = None,
+    stream: Stream | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Drop at random, rescale, elect a sign, and average what agrees.
 
@@ -119,7 +120,7 @@ def dare_ties(
         weights: one weight w_t per model; default: 1 each.
         density: probability that an entry is kept.
         scale: the factor λ on the merged task vector.
-        generator: to draw from, seeded by (seed, tensor name); provided by the caller.
+        stream: to draw from, of (seed, tensor name, position); provided by the caller.
 
     Returns:
         The merged tensor: float32, the shape of the inputs.
@@ -136,23 +137,15 @@ def dare_ties(
     """
     if base is None:
         raise MethodError("dare_ties works on task vectors and needs a base")
-    tau = drop_and_rescale(task_vectors(models, base), density, density, generator)
-    return base.float() + scale * disjoint_mean(tau, weights)
+    tau = _dropped(models, base, density, stream)
+    merged = kernels(tau).elected_sum(tau, equal_weights(weights, len(models)), mean=True)
+    return base.float().add(merged, alpha=scale)
 
 
-def drop_and_rescale(
-    tau: Tensor, keep: Tensor | float, rescale: float, generator: torch.Generator | None
+def _dropped(
+    models: Sequence[Tensor], base: Tensor, density: float, stream: Stream | None
 ) -> Tensor:
-    """Keep each entry with probability `keep`, and divide what is kept by `rescale`.
-
-    Args:
-        tau: task vectors.
-        keep: probability in [0, 1], one for all or one per entry.
-        rescale: divisor; 0 leaves nothing.
-        generator: to draw from; default: the one of seed 0 without a name.
-
-    Returns:
-        The sparse task vectors.
-    """
-    drawn = torch.rand(tau.shape, generator=generator or generator_for(0, ""))
-    return tau * (drawn < keep) / (rescale or 1.0)
+    """The task vectors, each entry kept with probability `density` and divided by it."""
+    tau = task_vectors(models, base)
+    kernels(tau).drop(tau, stream or Stream.of(0, ""), density)
+    return tau

@@ -3,18 +3,20 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._ops import disjoint_mean, equal_weights, task_vectors
-from omnimerge.methods._registry import Range, generator_for, merge_method
+from omnimerge.methods._kernels import kernels
+from omnimerge.methods._ops import equal_weights, task_vectors
+from omnimerge.methods._params import Range
+from omnimerge.methods._random import Stream
+from omnimerge.methods._registry import merge_method
 
 _PAPER = "https://arxiv.org/abs/2406.11617"
 
 
-@merge_method("della", paper=_PAPER, family="task vectors", needs_base=True, random=True)
+@merge_method("della", paper=_PAPER, family="task vectors", needs_base=True, slices="rows")
 def della(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -23,7 +25,7 @@ def della(
     density: Annotated[float, Range(0.0, 1.0)] = 0.5,
     epsilon: Annotated[float, Range(0.0, 1.0)] = 0.1,
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
-    generator: torch.Generator | None = None,
+    stream: Stream | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Drop by rank, rescale, elect a sign, and average what agrees.
 
@@ -38,7 +40,7 @@ def della(
         density: mean probability that an entry is kept; the paper's p is 1 - density.
         epsilon: width of the range of probabilities, the paper's ε; they stay within [0, 1].
         scale: the factor λ on the merged task vector.
-        generator: to draw from, seeded by (seed, tensor name); provided by the caller.
+        stream: to draw from, of (seed, tensor name, position); provided by the caller.
 
     Returns:
         The merged tensor: float32, the shape of the inputs.
@@ -56,11 +58,12 @@ def della(
     """
     if base is None:
         raise MethodError("della works on task vectors and needs a base")
-    tau = _magprune(task_vectors(models, base), density, epsilon, generator)
-    return base.float() + scale * disjoint_mean(tau, weights)
+    tau = _magprune(models, base, density, epsilon, stream)
+    merged = kernels(tau).elected_sum(tau, equal_weights(weights, len(models)), mean=True)
+    return base.float().add(merged.reshape(base.shape), alpha=scale)
 
 
-@merge_method("della_linear", paper=_PAPER, family="task vectors", needs_base=True, random=True)
+@merge_method("della_linear", paper=_PAPER, family="task vectors", needs_base=True, slices="rows")
 def della_linear(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -69,7 +72,7 @@ def della_linear(
     density: Annotated[float, Range(0.0, 1.0)] = 0.5,
     epsilon: Annotated[float, Range(0.0, 1.0)] = 0.1,
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
-    generator: torch.Generator | None = None,
+    stream: Stream | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Drop by rank, rescale, and add the task vectors.
 
@@ -82,7 +85,7 @@ def della_linear(
         density: mean probability that an entry is kept; the paper's p is 1 - density.
         epsilon: width of the range of probabilities, the paper's ε.
         scale: the factor λ on the merged task vector.
-        generator: to draw from, seeded by (seed, tensor name); provided by the caller.
+        stream: to draw from, of (seed, tensor name, position); provided by the caller.
 
     Returns:
         The merged tensor: float32. Its expectation is that of `task_arithmetic`.
@@ -98,23 +101,18 @@ def della_linear(
     """
     if base is None:
         raise MethodError("della_linear works on task vectors and needs a base")
-    pruned = _magprune(task_vectors(models, base), density, epsilon, generator)
-    merged = base.float().clone()
-    for tau, weight in zip(pruned, equal_weights(weights, len(models)), strict=True):
-        merged.add_(tau, alpha=scale * weight)
-    return merged
+    tau = _magprune(models, base, density, epsilon, stream)
+    merged = kernels(tau).weighted_sum(tau, equal_weights(weights, len(models)))
+    return base.float().add(merged.reshape(base.shape), alpha=scale)
 
 
 def _magprune(
-    tau: Tensor, density: float, epsilon: float, generator: torch.Generator | None
+    models: Sequence[Tensor], base: Tensor, density: float, epsilon: float, stream: Stream | None
 ) -> Tensor:
-    """Keep entries with a probability that grows with their rank in their row, and rescale them."""
+    """The task vectors, as (models, rows, n), pruned by the rank of entries in their rows."""
+    width = base.shape[-1] if base.ndim else 1
+    tau = task_vectors(models, base).reshape(len(models), -1, max(1, width))
     if density == 0:
-        return torch.zeros_like(tau)
-    rows = tau if tau.ndim > 1 else tau[:, None]  # scalars: every model is a row of one
-    width = max(1, rows.shape[-1])
-    ranks = rows.abs().argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
-    centred = (ranks.float() + 0.5) / width - 0.5
-    keep = (density + epsilon * centred).clamp(0, 1).reshape(tau.shape)
-    drawn = torch.rand(tau.shape, generator=generator or generator_for(0, ""))
-    return torch.where(drawn < keep, tau / keep.clamp(min=1e-12), torch.zeros_like(tau))
+        return tau.mul_(0)
+    kernels(tau).drop_by_rank(tau, stream or Stream.of(0, ""), density, epsilon)
+    return tau

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.methods._ops import equal_weights
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
 
 _PAPER = "https://doi.org/10.1002/cpa.3160300502"
 

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from omnimerge.errors import MethodError
 from omnimerge.methods._ops import equal_weights, weighted_sum
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
 
 
 @merge_method(
-    "linear", paper="https://arxiv.org/abs/2203.05482", family="interpolation", elementwise=True
+    "linear", paper="https://arxiv.org/abs/2203.05482", family="interpolation", slices="entries"
 )
 def linear(
     models: Sequence[Float[Tensor, "*shape"]],

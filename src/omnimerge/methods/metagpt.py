@@ -9,23 +9,29 @@ from torch import Tensor
 
 from omnimerge.errors import MethodError
 from omnimerge.methods._ops import task_vectors
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
+from omnimerge.methods._statistics import Scope, gather, task_vector_blocks
 
 
 class _SquaredNorms:
     """‖τ_t‖² of whole models, in float64."""
 
+    scope: Scope = "model"
     passes = 1
 
     def __init__(self, models: int, parameters: Mapping[str, Any]) -> None:  # noqa: ARG002
         self.values = torch.zeros(models, dtype=torch.float64)
 
-    def see(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> None:  # noqa: ARG002
-        """Add the squares of one tensor."""
-        if base is None:
-            raise MethodError("metagpt works on task vectors and needs a base")
-        for t, tau in enumerate(task_vectors(models, base)):
-            self.values[t] += tau.double().square().sum()
+    def measure(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> Tensor:  # noqa: ARG002
+        """Sum the squares of one tensor."""
+        blocks = task_vector_blocks(models, base)
+        sums = [tau.double().square().sum(dim=1) for tau in blocks]
+        return torch.stack(sums).sum(dim=0) if sums else torch.zeros_like(self.values)
+
+    def add(self, number: int, measured: Tensor) -> None:  # noqa: ARG002
+        """Add them up."""
+        self.values += measured
 
     def close(self, number: int) -> None:
         """Nothing to do."""
@@ -36,7 +42,7 @@ class _SquaredNorms:
     paper="https://arxiv.org/abs/2406.11385",
     family="task vectors",
     needs_base=True,
-    elementwise=True,
+    slices="entries",
     statistics=_SquaredNorms,
 )
 def metagpt(
@@ -73,7 +79,7 @@ def metagpt(
         raise MethodError("metagpt works on task vectors and needs a base")
     if statistics is None:
         statistics = _SquaredNorms(len(models), {})
-        statistics.see(0, models, base)
+        gather(statistics, lambda: [(models, base)])
     shares = statistics.values / statistics.values.sum().clamp(min=1e-300)
     merged = base.float().clone()
     for tau, share in zip(task_vectors(models, base), shares.tolist(), strict=True):

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
 
 
 @merge_method(
@@ -16,7 +17,7 @@ from omnimerge.methods._registry import Range, merge_method
     paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
     family="interpolation",
     needs_base=True,
-    elementwise=True,
+    slices="entries",
     models=(1, 1),
 )
 def nearswap(

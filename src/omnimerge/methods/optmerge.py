@@ -8,8 +8,106 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._ops import adam_quadratic, is_matrix, svd, task_vectors
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._low_rank import LowRank, joint_space
+from omnimerge.methods._ops import (
+    adam_quadratic,
+    is_matrix,
+    main_directions,
+    matrix_shape,
+    pull_towards,
+    task_vectors,
+)
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
+
+
+class _Problem:
+    """The quadratic Σ_t ‖(τ - centre_t) R_tᵀ‖² whose gradient is 2 (τ C - D).
+
+    Args:
+        tau: the task vectors, or their cores.
+        shape: (m, n) of the task vectors.
+        variant: `auto`, `lora` or `full`.
+    """
+
+    def __init__(self, tau: Tensor, shape: tuple[int, int], variant: str) -> None:
+        rank = min(shape)
+        kept = min(rank // len(tau), *tau.shape[1:])
+        found = [main_directions(t, kept) for t in tau]
+        spread = [int((s > 1e-2 * s[0]).sum()) for _, s, _ in found if len(s)]
+        low = max(spread, default=0) * 2 <= rank
+        self.variant = variant if variant != "auto" else ("lora" if low else "full")
+        self.start = tau.mean(dim=0)
+        self._u, self._s = [u for u, _, _ in found], [s[:kept] for _, s, _ in found]
+        norms = [float(t.double().square().sum()) for t in tau]
+        self._shares = [1 / norm if norm > 0 else 0.0 for norm in norms]
+        parts = [r * w**0.5 for (_, _, r), w in zip(found, self._shares, strict=True)]
+        self._rows, self._tau = torch.cat(parts), tau
+
+    @property
+    def rows(self) -> Tensor:
+        """The R_t of all tasks, one below the other, with C = Σ R_tᵀ R_t; float32."""
+        return self._rows.float()
+
+    @property
+    def pull(self) -> Tensor:
+        """D of the variant `full`, float32."""
+        centre = []
+        for t in self._tau:
+            u, _, r = main_directions(t - self.start, len(self._s[0]))
+            centre.append((u @ r).float() + self.start)
+        return pull_towards(torch.stack(centre), self.rows.view(len(centre), len(self._s[0]), -1))
+
+    def momentum_sgd(self, iterations: int, rate: float | None, momentum: float) -> Tensor:
+        """The last iterate of SGD with momentum from the mean, variant `lora`, in closed form.
+
+        Along an eigenvector of C with eigenvalue λ the distance e to the minimum follows
+        v ← μ v + 2 λ e, e ← e - rate · v. With P the eigenvectors as columns, after all steps
+        τ = τ_0 + (D C⁺ - τ_0) P diag(1 - e) Pᵀ. D P = Σ_t U_t S_t³ V_tᵀ P / ‖τ_t‖².
+        """
+        # Right singular vectors of the rows are the eigenvectors of C; their Gram is the smaller.
+        values, left = torch.linalg.eigh(self._rows @ self._rows.T)
+        usable = values > values.max().clamp(min=1e-300) * 1e-14
+        values, left = values[usable], left[:, usable]
+        vectors = self._rows.T @ left / values.sqrt()  # P: (n, rank)
+        inner = (self._rows @ vectors).view(len(self._s), len(self._s[0]), -1)
+        target = torch.zeros(len(self.start), len(values), dtype=torch.float64)
+        for u, s, weight, part in zip(self._u, self._s, self._shares, inner, strict=True):
+            target += (u * s.square() * weight**0.5) @ part
+        error, velocity = torch.ones_like(values), torch.zeros_like(values)
+        step = 1e-4 if rate is None else rate
+        for _ in range(iterations):
+            velocity = momentum * velocity + 2 * values * error
+            error = error - step * velocity
+        origin = self.start.double()
+        moved = (target / values - origin @ vectors) * (1 - error)
+        merged: Tensor = origin + moved @ vectors.T
+        return merged.float()
+
+
+def _rate(learning_rate: float | None) -> float:
+    """Adam's default."""
+    return 1e-5 if learning_rate is None else learning_rate
+
+
+def _from_factors(
+    deltas: Sequence[LowRank],
+    *,
+    variant: str = "auto",
+    iterations: int = 300,
+    learning_rate: float | None = None,
+    momentum: float = 0.9,
+    scale: float = 1.0,
+) -> LowRank | Tensor:
+    """Merge factors on their cores; Adam moves every entry by itself, so that needs dense ones."""
+    left, cores, right = joint_space(deltas)
+    problem = _Problem(torch.stack(cores), deltas[0].shape, variant)
+    if problem.variant == "lora":
+        merged = problem.momentum_sgd(iterations, learning_rate, momentum)
+        return LowRank(scale * (left @ merged), right)
+    start = left @ torch.stack(cores).sum(dim=0) @ right
+    pull, rows = left @ problem.pull @ right, problem.rows @ right
+    return scale * adam_quadratic(start, pull, rows, iterations, _rate(learning_rate))
 
 
 @merge_method(
@@ -18,6 +116,7 @@ from omnimerge.methods._registry import Range, merge_method
     family="optimisation",
     needs_base=True,
     select="linear",
+    low_rank=_from_factors,
 )
 def optmerge(
     models: Sequence[Float[Tensor, "*shape"]],
@@ -66,57 +165,11 @@ def optmerge(
     tau = task_vectors(models, base)
     if not is_matrix(base):
         return base.float() + scale * tau.mean(dim=0)
-    u, s, vt = svd(tau)
-    chosen = variant if variant != "auto" else _variant(s)
-    kept = min(base.shape) // len(models)
-    norms = tau.flatten(start_dim=1).square().sum(dim=1)
-    rows = s[:, :kept, None] * vt[:, :kept]
-    weights = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-    rows = rows * weights.sqrt()[:, None, None]
-    if chosen == "lora":
-        centre = (u[:, :, :kept] * s[:, None, :kept]) @ vt[:, :kept]
-        rate = 1e-4 if learning_rate is None else learning_rate
-        merged = _momentum_sgd(tau.mean(dim=0), centre, rows, iterations, rate, momentum)
+    problem = _Problem(tau, matrix_shape(base), variant)
+    if problem.variant == "lora":
+        merged = problem.momentum_sgd(iterations, learning_rate, momentum)
     else:
-        mean = tau.mean(dim=0)
-        u, s, vt = svd(tau - mean)
-        centre = (u[:, :, :kept] * s[:, None, :kept]) @ vt[:, :kept] + mean
-        rate = 1e-5 if learning_rate is None else learning_rate
-        merged = adam_quadratic(tau.sum(dim=0), centre, rows, iterations, rate)
+        merged = adam_quadratic(
+            tau.sum(dim=0), problem.pull, problem.rows, iterations, _rate(learning_rate)
+        )
     return base.float() + scale * merged
-
-
-def _variant(singular_values: Tensor) -> str:
-    """`lora` where every task vector is of low rank, up to the rounding of storage types."""
-    significant = singular_values > 1e-2 * singular_values[:, :1]
-    return "lora" if int(significant.sum(dim=1).max()) * 2 <= singular_values.shape[1] else "full"
-
-
-def _momentum_sgd(
-    start: Tensor, centre: Tensor, rows: Tensor, iterations: int, rate: float, momentum: float
-) -> Tensor:
-    """The iterate of SGD with momentum on Σ_t ‖(τ - centre_t) rows_tᵀ‖², in closed form.
-
-    The gradient is 2 (τ C - D) with C = Σ rows_tᵀ rows_t and D = Σ centre_t rows_tᵀ rows_t. Along
-    an eigenvector of C with eigenvalue λ the distance e to the minimum follows
-    v ← μ v + 2 λ e, e ← e - rate · v. With P the eigenvectors as columns, after all steps
-    τ = τ_0 + (D C⁺ - τ_0) P diag(1 - e) Pᵀ.
-    """
-    stacked = rows.flatten(end_dim=1).double()  # (T · k, n), at most min(m, n) rows
-    # Right singular vectors of the stack are the eigenvectors of C; the Gram matrix is the smaller.
-    values, left = torch.linalg.eigh(stacked @ stacked.T)
-    usable = values > values.max().clamp(min=1e-300) * 1e-14
-    values, left = values[usable], left[:, usable]
-    vectors = stacked.T @ left / values.sqrt()  # (n, rank)
-    target = sum(
-        c.double() @ (r.double().T @ (r.double() @ vectors))
-        for c, r in zip(centre, rows, strict=True)
-    )
-    error, velocity = torch.ones_like(values), torch.zeros_like(values)
-    for _ in range(iterations):
-        velocity = momentum * velocity + 2 * values * error
-        error = error - rate * velocity
-    origin = start.double()
-    step = (target / values - origin @ vectors) * (1 - error)
-    result: Tensor = origin + step @ vectors.T
-    return result.float()

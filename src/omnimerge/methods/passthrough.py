@@ -6,14 +6,15 @@ from typing import Annotated
 from jaxtyping import Float
 from torch import Tensor
 
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
 
 
 @merge_method(
     "passthrough",
     paper="https://arxiv.org/abs/2312.15166",
     family="interpolation",
-    elementwise=True,
+    slices="entries",
     models=(1, 1),
 )
 def passthrough(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from omnimerge.errors import MethodError
 from omnimerge.methods._ops import task_vectors
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
 
 
 @merge_method(

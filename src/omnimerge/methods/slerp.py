@@ -9,7 +9,8 @@ from torch import Tensor
 
 from omnimerge.errors import MethodError
 from omnimerge.methods._ops import equal_weights
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
 
 _PAPER = "https://dl.acm.org/doi/10.1145/325165.325242"
 # Above this cosine the arc is as good as straight, and dividing by its sine would lose digits.

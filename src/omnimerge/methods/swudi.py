@@ -9,21 +9,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._ops import is_matrix, task_vectors
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._ops import is_matrix, matrix_shape, task_vectors
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
 
 _PAPER = "https://arxiv.org/abs/2606.07289"
 # Eigenvalues below this count as it where they divide.
 _FLOOR = 1e-8
 
 RankRule = Literal[
-    "participation_sqrt", "participation", "stable_rank", "entropy",
+    "participation_sqrt", "participation", "stable_rank", "entropy", "gavish_donoho",
     "cumvar_0.9", "cumvar_0.95", "cumvar_0.99", "none",
 ]  # fmt: skip
 Init = Literal["sum", "mean", "zero"]
 
 
-@merge_method("swudi", paper=_PAPER, family="optimisation", needs_base=True, select="linear")
+@merge_method(
+    "swudi", paper=_PAPER, family="optimisation", needs_base=True, select="linear", low_rank="joint"
+)
 def swudi(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -32,6 +35,7 @@ def swudi(
     rank_ratio: Annotated[float | None, Range(0.0, 1.0)] = 0.65,
     init: Init = "sum",
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
+    full_shape: tuple[int, int] | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Follow the gradient flow of WUDI's loss for a while, along its main directions only.
 
@@ -47,6 +51,7 @@ def swudi(
         init: τ_0: the `sum` or the `mean` of the task vectors, or `zero`.
         scale: factor on the merged task vector; with `sum` about 1 / T for multimodal LLMs (the
             authors take 0.2 for Qwen2-VL and 0.1 for InternVL2.5 with five experts).
+        full_shape: (m, n) where the models are cores of larger matrices; provided by the caller.
 
     Returns:
         The merged tensor: float32. Tensors that are no matrices get θ_base + scale · mean_t τ_t.
@@ -58,21 +63,30 @@ def swudi(
         Wei et al. "Closed-Form Spectral Regularization for Multi-Task Model Merging." 2026 (SWUDI).
 
     Differences from the authors' code:
-        None known.
+        Where m T < n, only the m T eigenvectors that the task vectors span are looked for, in
+        float64; along the others nothing moves.
     """
     if base is None:
         raise MethodError("swudi works on task vectors and needs a base")
     tau = task_vectors(models, base)
     if not is_matrix(base):
         return base.float() + scale * tau.mean(dim=0)
+    _, columns = full_shape or matrix_shape(base)
     values, vectors, pull = _spectrum(tau)
     gain = 1 - torch.exp(-time * values)
     if rank_ratio is not None:
-        gain[math.ceil(rank_ratio * len(values)) :] = 0
+        gain[math.ceil(rank_ratio * columns) :] = 0
     return base.float() + scale * _filtered(tau, init, values, vectors, pull, gain)
 
 
-@merge_method("aswudi", paper=_PAPER, family="optimisation", needs_base=True, select="linear")
+@merge_method(
+    "aswudi",
+    paper=_PAPER,
+    family="optimisation",
+    needs_base=True,
+    select="linear",
+    low_rank="joint",
+)
 def aswudi(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -80,13 +94,14 @@ def aswudi(
     rank_rule: RankRule = "participation_sqrt",
     init: Init = "sum",
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
+    full_shape: tuple[int, int] | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Take the minimum of WUDI's loss in as many directions as the spectrum of each matrix has.
 
     As `swudi`, with h_k = 1 for k ≤ K, else 0, and K from the eigenvalues λ (σ = √λ):
     `participation_sqrt` ⌈(Σσ)² / Σσ²⌉, `participation` ⌈(Σλ)² / Σλ²⌉, `stable_rank`
     ⌈Σλ² / λ_1²⌉, `entropy` ⌈exp(-Σ p log p)⌉ with p = λ / Σλ, `cumvar_x` the fewest whose λ sum
-    to the share x, `none` all.
+    to the share x, `gavish_donoho` the number of σ above ω · median(σ), `none` all.
 
     Args:
         models: one fine-tuned tensor θ_t per model, all of one shape.
@@ -94,6 +109,7 @@ def aswudi(
         rank_rule: how K is chosen; the first is the authors' default.
         init: τ_0: the `sum` or the `mean` of the task vectors, or `zero`.
         scale: factor on the merged task vector; see `swudi`.
+        full_shape: (m, n) where the models are cores of larger matrices; provided by the caller.
 
     Returns:
         The merged tensor: float32. Tensors that are no matrices get θ_base + scale · mean_t τ_t.
@@ -106,7 +122,10 @@ def aswudi(
         (SWUDI-A, ASWUDI in the code).
 
     Differences from the authors' code:
-        Their Gavish-Donoho rule is not here yet.
+        As for `swudi`. `gavish_donoho` follows the code: n values σ = √λ, none below 1e-4, their
+        lower median, β = min(m, n) / max(m, n) and ω = √(2 (β + 1) + 8 β / (β + 1 + √(β² + 14 β +
+        1))) / μ with μ = √((1 - β)² + β), or √(2 + √3) for square ones. (That μ is not the
+        median of the Marchenko-Pastur law, which Gavish and Donoho divide by.)
     """
     if base is None:
         raise MethodError("aswudi works on task vectors and needs a base")
@@ -115,18 +134,35 @@ def aswudi(
         return base.float() + scale * tau.mean(dim=0)
     values, vectors, pull = _spectrum(tau)
     gain = torch.zeros_like(values)
-    gain[: _rank(values, rank_rule)] = 1
+    gain[: _rank(values, rank_rule, full_shape or matrix_shape(base))] = 1
     return base.float() + scale * _filtered(tau, init, values, vectors, pull, gain)
 
 
 def _spectrum(tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues of C in descending order, its eigenvectors as columns, and D."""
-    grams = tau.transpose(1, 2) @ tau
+    """Eigenvalues of C in descending order, its eigenvectors as columns, and D times those.
+
+    C is n x n and has rank m T at most. Where that is less than n, its eigenvectors come from the
+    Gram matrix of the stacked rows, in float64. Otherwise all is done in the order and precision
+    of the authors' code, since rounding is amplified by 1 / λ.
+    """
     norms = tau.flatten(start_dim=1).norm(dim=1).square()
     weights = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))[:, None, None]
-    values, vectors = torch.linalg.eigh((weights * grams).sum(dim=0))
-    pull = (weights * (tau @ grams)).sum(dim=0)
-    return values.flip(0).clamp(min=0), vectors.flip(1), pull
+    tasks, m, n = tau.shape
+    if tasks * m >= n:
+        grams = tau.transpose(1, 2) @ tau
+        values, vectors = torch.linalg.eigh((weights * grams).sum(dim=0))
+        pull = (weights * (tau @ grams)).sum(dim=0) @ vectors.flip(1)
+        return values.flip(0).clamp(min=0), vectors.flip(1), pull
+    rows = (weights.sqrt() * tau).flatten(end_dim=1).double()
+    values, left = torch.linalg.eigh(rows @ rows.T)
+    usable = values > values.max().clamp(min=1e-300) * 1e-12
+    values, left = values[usable].flip(0), left[:, usable].flip(1)
+    # R_t = τ_t / ‖τ_t‖ and R Q = U √λ, so D Q = Σ_t ‖τ_t‖ R_t R_tᵀ (R_t Q) needs no Q.
+    inner = (left * values.sqrt()).view(tasks, m, -1)
+    pull = torch.zeros(m, len(values), dtype=torch.float64)
+    for part, row, norm in zip(inner, rows.view(tasks, m, n), norms, strict=True):
+        pull += float(norm.sqrt()) * (row @ row.T @ part)
+    return values, rows.T @ left / values.sqrt(), pull
 
 
 def _filtered(
@@ -137,17 +173,20 @@ def _filtered(
     All of it in the eigenbasis: forming D - τ_0 C first would lose digits where λ is small.
     """
     start = {"sum": tau.sum(dim=0), "mean": tau.mean(dim=0), "zero": torch.zeros_like(tau[0])}[init]
-    ahead = pull @ vectors - (start @ vectors) * values
-    return start + (ahead * (gain / values.clamp(min=_FLOOR))) @ vectors.T
+    start = start.to(values.dtype)
+    ahead = pull - (start @ vectors) * values
+    return (start + (ahead * (gain / values.clamp(min=_FLOOR))) @ vectors.T).float()
 
 
-def _rank(values: Tensor, rule: str) -> int:
+def _rank(values: Tensor, rule: str, shape: tuple[int, int]) -> int:
     total = values.sum()
     if rule == "none" or float(total) == 0:
         return len(values)
     if rule.startswith("cumvar_"):
         share = float(rule.removeprefix("cumvar_"))
         return int((values.cumsum(0) / total < share).sum()) + 1
+    if rule == "gavish_donoho":
+        return max(1, _above_noise(values, shape))
     shares = values[values > 0] / total
     rank = {
         "participation_sqrt": lambda: values.sqrt().sum().square() / total,
@@ -156,3 +195,16 @@ def _rank(values: Tensor, rule: str) -> int:
         "entropy": lambda: (-(shares * shares.log()).sum()).exp(),
     }[rule]()
     return max(1, min(len(values), math.ceil(float(rank))))
+
+
+def _above_noise(values: Tensor, shape: tuple[int, int]) -> int:
+    """How many √λ are above ω · median, the median taken over all n of them."""
+    columns = shape[1]
+    beta = min(shape) / max(shape)
+    strengths = values.clamp(min=_FLOOR).sqrt()
+    missing = strengths.new_full((columns - len(strengths),), _FLOOR**0.5)
+    median = torch.cat([strengths, missing]).median()
+    root = math.sqrt(beta * beta + 14 * beta + 1)
+    optimal = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + root))
+    middle = math.sqrt((1 - beta) ** 2 + beta) if beta < 0.9999 else math.sqrt(2 + math.sqrt(3))
+    return int((strengths > optimal / middle * median).sum())

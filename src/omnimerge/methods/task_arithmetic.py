@@ -9,7 +9,8 @@ from torch import Tensor
 
 from omnimerge.errors import MethodError
 from omnimerge.methods._ops import equal_weights
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
 
 
 @merge_method(
@@ -17,7 +18,7 @@ from omnimerge.methods._registry import Range, merge_method
     paper="https://arxiv.org/abs/2212.04089",
     family="task vectors",
     needs_base=True,
-    elementwise=True,
+    slices="entries",
 )
 def task_arithmetic(
     models: Sequence[Float[Tensor, "*shape"]],

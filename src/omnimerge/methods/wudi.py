@@ -8,8 +8,32 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._ops import adam_quadratic, is_matrix, task_vectors
-from omnimerge.methods._registry import Range, merge_method
+from omnimerge.methods._low_rank import LowRank
+from omnimerge.methods._ops import adam_quadratic, is_matrix, pull_towards, task_vectors
+from omnimerge.methods._params import Range
+from omnimerge.methods._registry import merge_method
+
+
+def _from_factors(
+    deltas: Sequence[LowRank],
+    *,
+    iterations: int = 300,
+    learning_rate: float = 1e-5,
+    scale: float = 1.0,
+) -> Tensor:
+    """Merge factors: Adam moves every entry by itself, so τ is dense, but C stays of low rank."""
+    start = torch.cat([d.left for d in deltas], dim=1) @ torch.cat([d.right for d in deltas])
+    rows = [_normed(delta.row_factor()) for delta in deltas]
+    pull = torch.zeros_like(start)
+    for delta, row in zip(deltas, rows, strict=True):
+        pull += delta.left @ ((delta.right @ row.T) @ row)
+    stacked = torch.cat(rows)
+    return scale * adam_quadratic(start, pull, stacked, iterations, learning_rate)
+
+
+def _normed(rows: Tensor) -> Tensor:
+    norm = rows.norm()
+    return rows / norm if norm > 0 else rows
 
 
 @merge_method(
@@ -18,6 +42,7 @@ from omnimerge.methods._registry import Range, merge_method
     family="optimisation",
     needs_base=True,
     select="linear",
+    low_rank=_from_factors,
 )
 def wudi(
     models: Sequence[Float[Tensor, "*shape"]],
@@ -58,8 +83,8 @@ def wudi(
     tau = task_vectors(models, base)
     if not is_matrix(base):
         return base.float() + scale * tau.mean(dim=0)
-    norms = tau.flatten(start_dim=1).norm(dim=1)
-    rows = tau * torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))[:, None, None]
-    return base.float() + scale * adam_quadratic(
-        tau.sum(dim=0), tau, rows, iterations, learning_rate
-    )
+    rows = torch.stack([_normed(t) for t in tau])
+    pull = pull_towards(tau, rows)
+    stacked = rows.flatten(end_dim=1)
+    merged = adam_quadratic(tau.sum(dim=0), pull, stacked, iterations, learning_rate)
+    return base.float() + scale * merged

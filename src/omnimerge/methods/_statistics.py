@@ -1,0 +1,234 @@
+"""What a method has to know before it merges: sums and thresholds over a tensor or a model."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from omnimerge.errors import MethodError
+from omnimerge.methods._kernels import kernels
+from omnimerge.methods._ops import equal_weights
+
+Scope = Literal["tensor", "model"]
+# Entries whose float32 operands stay in a core's cache together.
+_BLOCK = 1 << 16
+
+
+@runtime_checkable
+class Statistics(Protocol):
+    """What a method has to know of a tensor, or of a whole model, before it merges.
+
+    In every pass, `measure` is called for all tensors, or slices of them, and may run in several
+    threads; `add` gets what it returned, in order, in one thread; `close` ends the pass.
+    """
+
+    scope: Scope
+    passes: int
+
+    def measure(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> Tensor:
+        """Look at one tensor, or a slice of one.
+
+        Args:
+            number: which pass this is, from 0.
+            models: one tensor per model, of any floating-point dtype.
+            base: the common ancestor's tensor.
+
+        Returns:
+            What `add` needs; of one shape and dtype throughout a pass.
+        """
+
+    def add(self, number: int, measured: Tensor) -> None:
+        """Take in what `measure` returned.
+
+        Args:
+            number: which pass this is.
+            measured: the measurement.
+        """
+
+    def close(self, number: int) -> None:
+        """End a pass.
+
+        Args:
+            number: which pass this was.
+        """
+
+
+def gather(
+    statistics: Statistics, tensors: Callable[[], Iterable[tuple[Sequence[Tensor], Tensor | None]]]
+) -> None:
+    """Run all passes over tensors that are in memory.
+
+    Args:
+        statistics: is filled.
+        tensors: called once per pass; gives (models, base) for every tensor.
+    """
+    for number in range(statistics.passes):
+        for models, base in tensors():
+            statistics.add(number, statistics.measure(number, models, base))
+        statistics.close(number)
+
+
+def task_vector_blocks(models: Sequence[Tensor], base: Tensor | None) -> Iterator[Tensor]:
+    """Give the task vectors of a tensor in blocks that fit a cache.
+
+    Args:
+        models: one tensor per model.
+        base: the common ancestor's tensor.
+
+    Yields:
+        (models, entries), float32, contiguous; the same memory every time.
+
+    Raises:
+        MethodError: if there is no base.
+    """
+    if base is None:
+        raise MethodError("statistics of task vectors need a base")
+    flat, origin = [model.flatten() for model in models], base.flatten()
+    held = torch.empty(len(models) * min(_BLOCK, origin.numel()))
+    for start in range(0, origin.numel(), _BLOCK):
+        ancestor = origin[start : start + _BLOCK].float()
+        block = held[: len(models) * ancestor.numel()].view(len(models), -1)
+        for row, model in zip(block, flat, strict=True):
+            torch.sub(model[start : start + _BLOCK].float(), ancestor, out=row)
+        yield block
+
+
+class Magnitudes:
+    """The exact k-th largest magnitudes of every model's task vector, in bounded memory.
+
+    float32 magnitudes are ordered as their bit patterns are, so a first histogram over the upper 16
+    of their 31 bits finds the bin that holds the wanted one, a second the value within that bin.
+
+    Args:
+        models: number of models.
+        ranks: number of entries -> the wanted k, one or several, each from 0 (nothing reaches it)
+            to that number.
+        scope: what the ranks are taken over.
+    """
+
+    passes = 2
+
+    def __init__(self, models: int, ranks: Callable[[int], Sequence[int]], scope: Scope) -> None:
+        self.scope = scope
+        self._ranks = ranks
+        self._upper = torch.zeros(models, 1 << 16, dtype=torch.int64)
+        self._lower = torch.zeros(0)
+        self._bins = torch.zeros(0)
+        self._within: list[list[int]] = []
+        self.thresholds = torch.zeros(0)
+
+    def measure(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> Tensor:
+        """Count magnitudes by their upper bits (pass 0), or by their lower in the bins (pass 1)."""
+        shape = self._upper.shape if number == 0 else (*self._bins.shape, 1 << 15)
+        counts = torch.zeros(shape, dtype=torch.int64)
+        for rows in self.rows(models, base):
+            if number == 0:
+                kernels(rows).count_upper(rows, counts)
+            else:
+                kernels(rows).count_lower(rows, self._bins, counts)
+        return counts
+
+    def rows(self, models: Sequence[Tensor], base: Tensor | None) -> Iterator[Tensor]:
+        """Give what is ranked, block by block: the task vectors, or what a method overrides."""
+        return task_vector_blocks(models, base)
+
+    def add(self, number: int, measured: Tensor) -> None:
+        """Sum the counts."""
+        (self._upper if number == 0 else self._lower).add_(measured)
+
+    def close(self, number: int) -> None:
+        """Turn the counts into the bins, or the values; MethodError if one is not finite."""
+        if number == 0:
+            if self._upper[:, _INFINITE:].any():
+                raise MethodError("a task vector holds NaN or infinity")
+            wanted = self._ranks(int(self._upper[0].sum()))
+            found = [[_from_above(row, k) for row in self._upper] for k in wanted]
+            self._bins = torch.tensor([[bin_ for bin_, _ in row] for row in found])
+            self._within = [[rank for _, rank in row] for row in found]
+            self._lower = torch.zeros(*self._bins.shape, 1 << 15, dtype=torch.int64)
+            return
+        self.thresholds = torch.full(self._bins.shape, float("inf"))
+        for r, row in enumerate(self._within):
+            for t, rank in enumerate(row):
+                if rank:
+                    low, _ = _from_above(self._lower[r, t], rank)
+                    bits = torch.tensor((int(self._bins[r, t]) << 15) | low, dtype=torch.int32)
+                    self.thresholds[r, t] = bits.view(torch.float32)
+
+
+class Trimming(Magnitudes):
+    """TIES' thresholds, and the sign that most entries elect once the task vectors are trimmed.
+
+    Args:
+        models: number of models.
+        parameters: `density`, `weights` and `threshold_scope` of the method.
+    """
+
+    passes = 3
+
+    def __init__(self, models: int, parameters: Mapping[str, Any]) -> None:
+        density, rule = float(parameters["density"]), parameters["threshold_scope"]
+        scope: Scope = "model" if rule == "model" else "tensor"
+        super().__init__(models, lambda numel: [_kept(density, numel, rule)], scope)
+        self._weights = equal_weights(parameters.get("weights"), models)
+        self._signs = 0
+
+    def measure(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> Tensor:
+        """Count magnitudes (passes 0 and 1), or the signs of the trimmed sum (pass 2)."""
+        if number < 2:
+            return super().measure(number, models, base)
+        signs = 0
+        for tau in task_vector_blocks(models, base):
+            self.trim(tau)
+            signs += kernels(tau).count_signs(tau, self._weights)
+        return torch.tensor(signs)
+
+    def add(self, number: int, measured: Tensor) -> None:
+        """Sum what was counted."""
+        if number < 2:
+            super().add(number, measured)
+        else:
+            self._signs += int(measured)
+
+    def close(self, number: int) -> None:
+        """End a pass."""
+        if number < 2:
+            super().close(number)
+
+    def trim(self, tau: Tensor) -> None:
+        """Zero, in place, what is below the thresholds.
+
+        Args:
+            tau: (models, *shape), float32.
+        """
+        limits = self.thresholds[0]
+        kernels(tau).band(tau, limits, torch.full_like(limits, float("inf")))
+
+    @property
+    def majority(self) -> float:
+        """The sign of most entries: 1, -1, or 0."""
+        return float((self._signs > 0) - (self._signs < 0))
+
+
+def _kept(density: float, numel: int, rule: str) -> int:
+    """How many entries TIES keeps, by each published rule."""
+    if rule == "exact":
+        return int(density * numel)
+    if rule == "tensor":
+        return min(numel, numel - int(numel * (1 - density)) + 1)
+    return min(numel, int(density * numel) + 1)
+
+
+# The first bin of magnitudes that are not finite.
+_INFINITE = 0x7F800000 >> 15
+
+
+def _from_above(counts: Tensor, rank: int) -> tuple[int, int]:
+    """The bin that holds the rank-th largest entry, and its rank within; (0, 0) for rank 0."""
+    if rank == 0:
+        return 0, 0
+    above = counts.flip(0).cumsum(0)
+    position = int(torch.searchsorted(above, torch.tensor(rank)))
+    before = int(above[position - 1]) if position else 0
+    return len(counts) - 1 - position, rank - before
