@@ -278,7 +278,10 @@ _DRAWN = (
     "the random numbers are not mergekit's; and mergekit rescales what is kept to the task "
     "vector's L1 norm, here it is divided by the density: the same but for the noise of the draw"
 )
-_ZERO = "where one of two tensors is all zeros, the other counts with t here, with sin(t pi/2) in mergekit"
+_ZERO = (
+    "where one of two tensors is all zeros, the other counts with t here, and with sin(t pi/2) in "
+    "mergekit"
+)
 _STRAIGHT = (
     "tensors with a cosine above 0.9995 are interpolated along the straight line, which differs "
     "from mergekit's arc by up to 1.3e-4 of their norm"
