@@ -6,6 +6,7 @@ its traceback.
 
 * OmnimergeError
   + RecipeError            (the recipe is wrong; carries every problem found, not only the first)
+    + ConversionError      (another tool's configuration says what no recipe can)
   + UnknownMethodError     (no merge method has that name)
   + MethodError            (a method was called with inputs it cannot take)
   + CheckpointError        (a checkpoint cannot be read: missing, truncated, corrupt)
@@ -35,6 +36,14 @@ class RecipeError(OmnimergeError):
         self.problems = tuple(problems)
         self.source = source
         super().__init__(f"{source} is not valid: " + "; ".join(self.problems))
+
+
+class ConversionError(RecipeError):
+    """Another tool's configuration has no equivalent recipe. Lists every problem at once."""
+
+    def __init__(self, problems: Sequence[str], source: str = "the configuration") -> None:
+        super().__init__(problems, source)
+        self.args = ("\n  ".join([f"{source} has no equivalent recipe:", *self.problems]),)
 
 
 class UnknownMethodError(OmnimergeError):

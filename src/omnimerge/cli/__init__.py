@@ -18,6 +18,7 @@ _COMMANDS = {
     "merge": "Merge checkpoints into one that transformers loads.",
     "search": "Find the merging coefficient without labels.",
     "methods": "List merge methods, or describe one.",
+    "convert": "Turn a mergekit configuration into a recipe.",
     "zoo": "The miniature models that come with omnimerge.",
 }
 
