@@ -56,7 +56,9 @@ class _Problem:
         for t in self._tau:
             u, _, r = main_directions(t - self.start, len(self._s[0]))
             centre.append((u @ r).float() + self.start)
-        return pull_towards(torch.stack(centre), self.rows.view(len(centre), len(self._s[0]), -1))
+        return pull_towards(
+            torch.stack(centre), self.rows.view(len(centre), len(self._s[0]), self.rows.shape[1])
+        )
 
     def momentum_sgd(self, iterations: int, rate: float | None, momentum: float) -> Tensor:
         """The last iterate of SGD with momentum from the mean, variant `lora`, in closed form.
@@ -70,7 +72,7 @@ class _Problem:
         usable = values > values.max().clamp(min=1e-300) * 1e-14
         values, left = values[usable], left[:, usable]
         vectors = self._rows.T @ left / values.sqrt()  # P: (n, rank)
-        inner = (self._rows @ vectors).view(len(self._s), len(self._s[0]), -1)
+        inner = (self._rows @ vectors).view(len(self._s), len(self._s[0]), len(values))
         target = torch.zeros(len(self.start), len(values), dtype=torch.float64)
         for u, s, weight, part in zip(self._u, self._s, self._shares, inner, strict=True):
             target += (u * s.square() * weight**0.5) @ part
