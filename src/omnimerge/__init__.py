@@ -5,9 +5,12 @@ The public API, loaded on first use so that `import omnimerge` costs nothing:
 * `load_recipe(source)`: a YAML file or a mapping -> `Recipe`
 * `plan(recipe)`: what a merge would do -> `MergePlan`
 * `merge(recipe, out)`: write the merged checkpoint
+* `merge_as_adapter(recipe, out, rank)`: write what the merge changes as one PEFT adapter
+* `extract_adapter(base, model, out, rank=16)`: what a fine-tuning changed, as a PEFT adapter
 * `search(recipe, prompts, out)`: find a coefficient without labels -> `SearchResult`
 * `merge_tensors(method, models, base, **parameters)`: one tensor, in memory
 * `merge_state_dicts(method, models, base, **parameters)`: whole models, in memory
+* `LowRank`: a task vector as two factors, for both of these
 * `methods()`: every merge method by name
 * `inspect(path)`: what a checkpoint is; `align(target, donor)`: what goes where
 * `OmnimergeError`: the base of every error raised on purpose
@@ -23,18 +26,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omnimerge.arch import Alignment
     from omnimerge.engine import MergePlan, Recipe
+    from omnimerge.engine.adapter import AdapterSummary
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LowRank",
     "MergePlan",
     "OmnimergeError",
     "Recipe",
     "__version__",
     "align",
+    "extract_adapter",
     "inspect",
     "load_recipe",
     "merge",
+    "merge_as_adapter",
     "merge_state_dicts",
     "merge_tensors",
     "methods",
@@ -43,6 +50,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "LowRank": "omnimerge.methods",
+    "extract_adapter": "omnimerge.engine.adapter",
     "MergePlan": "omnimerge.engine",
     "Recipe": "omnimerge.engine",
     "OmnimergeError": "omnimerge.errors",
@@ -173,3 +182,41 @@ def merge(
     built = build_plan(load_recipe(recipe), force=force)
     run_plan(built, Path(out), overwrite=overwrite, on_progress=on_progress, finish=write_card)
     return built
+
+
+def merge_as_adapter(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    out: str | Path,
+    rank: int,
+    *,
+    overwrite: bool = False,
+    force: Collection[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> AdapterSummary:
+    """Merge, and write what changes in the target as one PEFT LoRA adapter.
+
+    Args:
+        recipe: a YAML file, the mapping it would hold, or a `Recipe`; its `dtype` plays no part.
+        out: the folder to create.
+        rank: the largest rank of a matrix.
+        overwrite: replace the folder of an earlier merge, once the new one is complete.
+        force: names of gates to waive: `geometry`, `ancestor`, `finite`.
+        on_progress: called with (bytes done, bytes to do).
+
+    Returns:
+        What the adapter holds, with the share of the change that its rank leaves.
+
+    Raises:
+        RecipeError: if the recipe is wrong; all problems at once.
+        OutputError: if the output exists, or tensors changed that no adapter can hold.
+    """
+    from omnimerge.checkpoint.writer import refuse_existing
+    from omnimerge.engine import adapter, build_plan, load_recipe
+
+    if rank < 1:
+        raise ValueError(f"rank: {rank} is not positive")
+    refuse_existing(Path(out), overwrite=overwrite)
+    built = build_plan(load_recipe(recipe, replace={"dtype": "float32"}), force=force)
+    return adapter.merge_as_adapter(
+        built, Path(out), rank, overwrite=overwrite, on_progress=on_progress
+    )

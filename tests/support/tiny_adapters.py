@@ -1,4 +1,4 @@
-"""PEFT adapters for the tiny models, with factors that are not zero, and PEFT's own merge of them."""
+"""PEFT adapters for the tiny models, not zero, and PEFT's own merge of them."""
 
 from __future__ import annotations
 

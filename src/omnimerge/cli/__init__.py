@@ -16,6 +16,7 @@ _COMMANDS = {
     "map": "Show what of a donor goes where in a target, and whether it may.",
     "plan": "Show what a merge would do, without reading weights.",
     "merge": "Merge checkpoints into one that transformers loads.",
+    "extract-adapter": "Write what a fine-tuning changed as a PEFT adapter.",
     "search": "Find the merging coefficient without labels.",
     "methods": "List merge methods, or describe one.",
     "convert": "Turn a mergekit configuration into a recipe.",
@@ -37,7 +38,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"omnimerge.cli.{cmd_name}")
+        module = importlib.import_module(f"omnimerge.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

@@ -94,6 +94,30 @@ def byte_progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+def show_adapter(summary: Any, out: Any) -> None:
+    """Print what an adapter holds.
+
+    Args:
+        summary: an `AdapterSummary`.
+        out: its folder.
+    """
+    ranks, energy = summary.ranks.values(), summary.energy
+    click.echo(f"adapter -> {out} ({size(summary.nbytes)})")
+    if ranks:
+        span = f"{min(ranks)} to {max(ranks)}" if min(ranks) < max(ranks) else f"{max(ranks)}"
+        click.echo(f"  {len(ranks):5}  matrices of rank {span}")
+    if energy:
+        worst = min(energy, key=energy.__getitem__)
+        mean = sum(energy.values()) / len(energy)
+        click.echo(f"         they hold {mean:.2%} of the squared change on average,")
+        click.echo(f"         {energy[worst]:.2%} at least ({worst})")
+    if summary.whole:
+        click.echo(f"  {len(summary.whole):5}  stored whole, such as {summary.whole[0]}")
+    click.echo(f"  {summary.unchanged:5}  tensors unchanged")
+    for reason, count in summary.left_out.items():
+        click.echo(f"  {count:5}  left out: {reason}")
+
+
 def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
     """Read ``--param name=value`` options; values are YAML: ``0.3``, ``true``, ``[0.4, 0.6]``.
 
@@ -142,8 +166,9 @@ def recipe_from(
     from omnimerge.engine import load_recipe
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
-    if "models" in given:
-        given["models"] = list(given["models"])
+    adapters = [{"adapter": reference} for reference in given.pop("adapters", ())]
+    if "models" in given or adapters:
+        given["models"] = [*given.get("models", ()), *adapters]
     values = parse_parameters(parameters)
     if source is None and "method" not in given:
         raise click.UsageError("give a recipe file, or --method with --model")
@@ -183,6 +208,7 @@ _RECIPE_OPTIONS = (
     click.option("--target", help="Checkpoint whose architecture the output has."),
     click.option("--base", help="Common ancestor, for methods on task vectors."),
     click.option("--model", "models", multiple=True, help="Checkpoint to merge; repeat it."),
+    click.option("--adapter", "adapters", multiple=True, help="PEFT adapter on the base; repeat."),
     click.option("--param", "parameters", multiple=True, help="Keyword of the method: alpha=0.3."),
     click.option("--select", type=click.Choice(["all", "language_model", "linear"])),
     click.option("--vocabulary", type=click.Choice(["auto", "target"])),

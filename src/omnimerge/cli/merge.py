@@ -13,6 +13,7 @@ from omnimerge.cli._console import (
     force_option,
     recipe_from,
     recipe_options,
+    show_adapter,
     size,
 )
 
@@ -21,6 +22,8 @@ Examples:
   omnimerge merge recipe.yaml -o merged/
   omnimerge merge --method adamms --target ./qwen2-vl --model ./llava-onevision \\
       --param alpha=0.3 -o merged/
+  omnimerge merge --method optmerge --base ./qwen2-vl --adapter ./lora-ocr --adapter ./lora-chart \\
+      --as-adapter 32 -o merged-lora/
 """
 
 
@@ -29,12 +32,19 @@ Examples:
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="New folder.")
 @click.option("--seed", type=int, help="For methods that draw at random.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, once the merge is complete.")
+@click.option(
+    "--as-adapter",
+    metavar="RANK",
+    type=click.IntRange(min=1),
+    help="Write one PEFT adapter on the target, of this rank, instead of a checkpoint.",
+)
 @force_option
 def command(
     recipe: str | None,
     parameters: tuple[str, ...],
     out: Path,
     overwrite: bool,
+    as_adapter: int | None,
     force: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -46,6 +56,13 @@ def command(
 
     start = time.perf_counter()
     parsed = recipe_from(recipe, options, parameters)
+    if as_adapter:
+        with byte_progress("merging") as on_progress:
+            summary = omnimerge.merge_as_adapter(
+                parsed, out, as_adapter, overwrite=overwrite, force=force, on_progress=on_progress
+            )
+        show_adapter(summary, out)
+        return
     with byte_progress("merging") as on_progress:
         plan = omnimerge.merge(
             parsed, out, overwrite=overwrite, force=force, on_progress=on_progress

@@ -105,3 +105,68 @@ def _basis(columns: Tensor) -> Tensor:
     """Orthonormal columns, in float64, whose span holds those given."""
     basis: Tensor = torch.linalg.qr(columns.double()).Q
     return basis
+
+
+def truncate(
+    delta: Tensor | LowRank, *, rank: int | None = None, energy: float | None = None, seed: int = 0
+) -> tuple[LowRank, float]:
+    """Approximate a task vector by one of low rank (Eckart and Young, 1936).
+
+    Large matrices go through a randomised range finder with power iterations (Halko et al., 2011,
+    Algorithm 4.4), so that no dense decomposition is needed.
+
+    Args:
+        delta: (m, n), or factors.
+        rank: the largest rank; or
+        energy: the share of ‖delta‖² that has to stay, in (0, 1].
+        seed: of the range finder.
+
+    Returns:
+        The approximation, its factors balanced, of the lowest rank that does; and the share of
+        ‖delta‖² that it holds.
+    """
+    if isinstance(delta, LowRank):
+        left, (core,), right = joint_space([delta])
+        found = torch.linalg.svd(core.double(), full_matrices=False)
+        u, s, vt = left.double() @ found[0], found[1], found[2] @ right.double()
+        total = float(s.square().sum())
+    else:
+        total = float(delta.double().square().sum())
+        u, s, vt = _leading(delta, total, rank, energy, seed)
+    if total == 0:
+        return LowRank(u[:, :0].float(), vt[:0].float()), 1.0
+    held = s.square().cumsum(0) / total
+    kept = min(rank if rank is not None else len(s), len(s))
+    if energy is not None:
+        kept = min(kept, int((held < energy * (1 - 1e-12)).sum()) + 1)
+    kept = min(kept, int((s > s[0] * 1e-7).sum()))  # directions of nothing but rounding
+    root = s[:kept].sqrt()
+    factors = LowRank((u[:, :kept] * root).float(), (root[:, None] * vt[:kept]).float())
+    return factors, min(1.0, float(held[kept - 1]))
+
+
+def _leading(
+    delta: Tensor, total: float, rank: int | None, energy: float | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As many leading singular triplets as are asked for, and some more."""
+    smaller = min(delta.shape)
+    width = 32 if rank is None else rank + 16
+    generator = torch.Generator().manual_seed(seed)
+    while 4 * width < smaller and smaller > 256:
+        found = _randomized_svd(delta, width, generator)
+        if rank is not None or float(found[1].square().sum()) >= (energy or 1.0) * total:
+            return found
+        width *= 2
+    u, s, vt = torch.linalg.svd(delta.double(), full_matrices=False)
+    return u, s, vt
+
+
+def _randomized_svd(
+    delta: Tensor, width: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    columns = delta @ torch.randn(delta.shape[1], width, generator=generator)
+    for _ in range(4):
+        columns = delta @ (delta.T @ torch.linalg.qr(columns).Q)
+    basis = torch.linalg.qr(columns.double()).Q
+    u, s, vt = torch.linalg.svd((basis.float().T @ delta).double(), full_matrices=False)
+    return basis @ u, s, vt

@@ -1,0 +1,165 @@
+"""Adapters that omnimerge writes: PEFT loads them, and they are what the merge or the model is."""
+
+import warnings
+
+import peft
+import pytest
+import tiny_adapters
+import tiny_models
+import torch
+from click.testing import CliRunner
+
+import omnimerge
+from omnimerge.arch import memory_names
+from omnimerge.checkpoint import Checkpoint
+from omnimerge.cli import main
+from omnimerge.errors import OutputError
+from omnimerge.methods import LowRank, truncate
+
+
+def load_with_peft(name, base, folder):
+    """The base with the adapter merged by PEFT; every tensor of the adapter has to be used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = tiny_models.load(name, base)
+        adapted = peft.PeftModel.from_pretrained(model, folder)
+        loaded = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    stored = omnimerge.checkpoint.Adapter.open(folder).store
+    # PEFT lists no base_layer biases here; it does load them, as the comparison shows.
+    assert {n for n in stored.tensors if "base_layer" not in n} <= set(loaded)
+    return adapted.merge_and_unload().state_dict()
+
+
+def assert_same(state, checkpoint, rtol=1e-5):
+    names = memory_names(list(checkpoint.tensors), list(state))
+    for disk, memory in names.items():
+        found, expected = state[memory].float(), checkpoint.read_tensor(disk).float()
+        assert (found - expected).norm() <= rtol * expected.norm() + 1e-6, disk
+
+
+@pytest.fixture(scope="module")
+def experts(checkpoints, tmp_path_factory):
+    """A base and two adapters of rank 3 on it."""
+    root = tmp_path_factory.mktemp("adapters")
+    base = checkpoints("qwen2_vl", own="base")
+    for number in range(2):
+        model = tiny_models.load("qwen2_vl", base)
+        tiny_adapters.save(model, root / f"{number}", seed=number, size=0.2, r=3)
+    return base, [root / "0", root / "1"]
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "optmerge", "tsv", "ties", "wudi"])
+def test_a_merge_as_an_adapter_is_the_merge(method, experts, tmp_path):
+    base, adapters = experts
+    recipe = {
+        "method": method, "base": str(base), "models": [{"adapter": str(a)} for a in adapters],
+        "parameters": {"iterations": 20} if method == "wudi" else {},
+    }  # fmt: skip
+    omnimerge.merge(recipe, tmp_path / "full")
+    summary = omnimerge.merge_as_adapter(recipe, tmp_path / "lora", 32)
+    assert min(summary.energy.values()) > 0.999999
+    merged = load_with_peft("qwen2_vl", base, tmp_path / "lora")
+    assert_same(merged, Checkpoint.open(tmp_path / "full"))
+    low = method in ("task_arithmetic", "optmerge", "tsv")
+    assert max(summary.ranks.values()) == (6 if low else 32)
+    # It is an expert again.
+    again = {"method": "task_arithmetic", "base": str(base), "models": [
+        {"adapter": str(tmp_path / "lora")}]}  # fmt: skip
+    omnimerge.merge(again, tmp_path / "again")
+    assert_same(merged, Checkpoint.open(tmp_path / "again"))
+
+
+def test_a_lower_rank_keeps_the_best_part(experts, tmp_path):
+    base, adapters = experts
+    recipe = {
+        "method": "task_arithmetic", "base": str(base), "parameters": {"scale": 0.5},
+        "models": [{"adapter": str(a)} for a in adapters],
+    }  # fmt: skip
+    omnimerge.merge(recipe, tmp_path / "full")
+    summary = omnimerge.merge_as_adapter(recipe, tmp_path / "lora", 2)
+    name = "model.layers.1.mlp.up_proj.weight"
+    origin, full = (Checkpoint.open(f).read_tensor(name) for f in (base, tmp_path / "full"))
+    u, s, vt = torch.linalg.svd(full - origin)
+    module = "model.language_model.layers.1.mlp.up_proj"
+    merged = load_with_peft("qwen2_vl", base, tmp_path / "lora")
+    best = origin + (u[:, :2] * s[:2]) @ vt[:2]
+    torch.testing.assert_close(merged[f"{module}.weight"], best, rtol=1e-4, atol=1e-5)
+    assert summary.energy[module] == pytest.approx(float(s[:2].square().sum() / s.square().sum()))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "llava_onevision", "qwen2"])
+def test_an_extracted_adapter_is_the_model(name, checkpoints, tmp_path):
+    """Everything changes: matrices, embedding, convolution, norms and biases."""
+    base = checkpoints(name, own="base")
+    tuned = tiny_models.load(name, base)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * 0.02 * (parameter.abs().mean() + 0.01))
+    tiny_models.save(tuned, tmp_path / "model")
+    select = "language_model" if name == "llava_onevision" else "all"  # class_embedding, no module
+    summary = omnimerge.extract_adapter(
+        base, tmp_path / "model", tmp_path / "lora", energy=1.0, select=select
+    )
+    merged = load_with_peft(name, base, tmp_path / "lora")
+    expected = omnimerge.merge(
+        {"method": "passthrough", "target": str(base), "models": [str(tmp_path / "model")],
+         "select": select}, tmp_path / "expected",
+    )  # fmt: skip
+    assert_same(merged, Checkpoint.open(tmp_path / "expected"))
+    assert len(summary.ranks) + len(summary.whole) >= 20
+    assert len(expected.merged) >= 20
+
+
+def test_the_rank_follows_from_the_energy(checkpoints, tmp_path):
+    base = checkpoints("qwen2_vl", own="base")
+    model = checkpoints("qwen2_vl", own="expert0")
+    arguments = ["extract-adapter", str(base), str(model), "--select", "linear"]
+    run = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "a"), "--energy", "0.9"])
+    assert run.exit_code == 0, run.output
+    assert "14  matrices of rank" in run.output
+    adapter = omnimerge.checkpoint.Adapter.open(tmp_path / "a")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    a, b = (Checkpoint.open(f).read_tensor(name) for f in (base, model))
+    held = torch.linalg.svdvals((b - a).double()).square().cumsum(0)
+    rank = int((held / held[-1] < 0.9).sum()) + 1
+    change = adapter.changes["model.language_model.layers.0.self_attn.q_proj.weight"]
+    assert adapter.store.meta(change.a).shape == (rank, 32)
+    both = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "b")])
+    assert both.exit_code == 2 and "give either --rank or --energy" in both.output
+
+
+def test_what_no_adapter_holds_is_refused(checkpoints, tmp_path):
+    base = checkpoints("llava", own="base")
+    tuned = tiny_models.load("llava", base)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if name.endswith("class_embedding"):
+                parameter.add_(0.1)
+    tiny_models.save(tuned, tmp_path / "model")
+    with pytest.raises(
+        OutputError, match=r"1 tensors changed that no LoRA adapter holds.*class_emb"
+    ):
+        omnimerge.extract_adapter(base, tmp_path / "model", tmp_path / "out", rank=4)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match="nothing changed"):
+        omnimerge.extract_adapter(base, base, tmp_path / "out", rank=4)
+
+
+def test_truncation_of_large_matrices_needs_no_dense_decomposition():
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(600, 40, generator=generator) * 0.8 ** torch.arange(40)
+    right = torch.randn(40, 700, generator=generator)
+    exact = torch.linalg.svdvals((left @ right).double())
+    total = exact.square().sum()
+    for given in (left @ right, LowRank(left, right)):
+        found, energy = truncate(given, rank=8)
+        assert energy == pytest.approx(float(exact[:8].square().sum() / total), rel=1e-6)
+        error = (found.dense() - left @ right).double().square().sum()
+        assert float(error / total) == pytest.approx(1 - energy, abs=1e-6)
+        found, energy = truncate(given, energy=0.99)
+        wanted = int((exact.square().cumsum(0) / total < 0.99).sum()) + 1
+        assert found.left.shape[1] == wanted and energy >= 0.99
+    nothing, energy = truncate(torch.zeros(5, 4), rank=2)
+    assert nothing.left.shape == (5, 0) and energy == 1.0
