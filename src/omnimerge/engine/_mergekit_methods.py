@@ -185,7 +185,7 @@ def _ties(values: Values) -> dict[str, Any]:
         "weights": values.weights,
         "density": density,
         "scale": values.shared["lambda"],
-        "merge": "mean" if values.shared["normalize"] else "sum",
+        "merge": _merge(values),
     }
 
 
@@ -209,9 +209,12 @@ def _dare_linear(values: Values) -> dict[str, Any]:
 
 
 def _dare_ties(values: Values) -> dict[str, Any]:
-    _needs_mean(values)
-    density = _share(values.one("density"))
-    return {"weights": values.weights, "density": density, "scale": _dropped_scale(values)}
+    return {
+        "weights": values.weights,
+        "density": _share(values.one("density")),
+        "scale": _dropped_scale(values),
+        "merge": _merge(values),
+    }
 
 
 def _della(values: Values) -> dict[str, Any]:
@@ -235,13 +238,9 @@ def _epsilon(values: Values) -> float:
     return 0.0
 
 
-def _needs_mean(values: Values) -> None:
-    if not values.shared["normalize"]:
-        why = (
-            "mergekit then adds up the entries that agree, here their weighted mean is taken; "
-            "set normalize: true for the mean"
-        )
-        values.refuse("normalize", False, why)
+def _merge(values: Values) -> str:
+    """Whether the entries that agree are averaged or, without `normalize`, added up."""
+    return "mean" if values.shared["normalize"] else "sum"
 
 
 def _dropped_scale(values: Values) -> float:
