@@ -278,12 +278,8 @@ _DRAWN = (
     "vector's L1 norm, here it is divided by the density: the same but for the noise of the draw"
 )
 _ZERO = (
-    "where one of two tensors is all zeros, the other counts with t here, and with sin(t pi/2) in "
-    "mergekit"
-)
-_STRAIGHT = (
-    "tensors with a cosine above 0.9995 are interpolated along the straight line, which differs "
-    "from mergekit's arc by up to 1.3e-4 of their norm"
+    "where one of two tensors is all zeros, the other counts with its share t here, and with "
+    "sin(t pi/2) in mergekit"
 )
 _TINY = (
     "mergekit takes the cosine for smaller than it is where the norms of two task vectors multiply "
@@ -323,7 +319,7 @@ METHODS: Mapping[str, PeerMethod] = {
         _nuslerp,
         {"nuslerp_flatten": Setting("truth", True)},
         _WEIGHT,
-        notes=(_STRAIGHT,),
+        notes=(_ZERO,),
     ),
     "multislerp": PeerMethod(
         "other",
