@@ -91,6 +91,12 @@ def test_model_stock_by_hand():
     torch.testing.assert_close(merged, base + 2 * c / (1 + c) * tensor(1.5, 0.5))
 
 
+def test_model_stock_of_opposite_task_vectors_is_the_base():
+    base = tensor(10.0, 10.0)
+    merged = model_stock([base + tensor(1.0, 0.0), base - tensor(1.0, 0.0)], base)
+    torch.testing.assert_close(merged, base)
+
+
 def test_sce_by_hand():
     # τ = (3, 1, 1, 1) and (1, -2, 1, 1). The variance is largest at entry 1 (2.25), then 0 (1).
     # Energies over all four entries with the others at zero: (9 + 1)/4 and (1 + 4)/4, so 2/3, 1/3.
