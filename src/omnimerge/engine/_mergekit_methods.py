@@ -230,8 +230,9 @@ def _epsilon(values: Values) -> float:
     density, epsilon = values.one("density"), values.one("epsilon")
     if density < 1 and epsilon != 0:
         why = (
-            "mergekit rescales all entries of a tensor by one factor, here each is divided by its "
-            "own probability, as in the paper. For the paper's, write a recipe with "
+            "mergekit rescales all entries of a tensor by one factor, so that small ones shrink "
+            "and large ones grow on average; here each is divided by its own probability, as in "
+            "the paper, and keeps its size. For the paper's, write a recipe with "
             f"density: {density:g} and epsilon: {2 * epsilon:g}"
         )
         values.refuse("epsilon", epsilon, why)
@@ -268,8 +269,8 @@ _GAMMA = {"gamma": Setting("number", 0.01)}
 _EPSILON = {"epsilon": Setting("number", 0.15)}
 
 _CANCELS = (
-    "where the weighted changes of an entry cancel exactly, mergekit takes the positive ones; here "
-    "{} decides"
+    "where the (weighted) changes of an entry cancel exactly, mergekit takes the positive ones; "
+    "here {} decides"
 )
 _MAJORITY = _CANCELS.format("the sign that most entries of the tensor elect")
 _NOBODY = _CANCELS.format("nobody, and the entry stays the base's")
@@ -286,12 +287,17 @@ _TINY = (
     "to less than 1e-6; here it is exact"
 )
 _QUANTILES = (
-    "entries next to the limit may be decided otherwise: mergekit takes the quantiles without "
-    "interpolation, and from a random sample where a tensor has more than a million entries"
+    "some entries, about 1 % of random tensors', are decided otherwise: mergekit takes the "
+    "divergence of rows in float32, which is mostly rounding where they are close, and quantiles "
+    "from a random sample where a tensor has more than a million entries"
 )
 _SMALL_ENERGY = (
     "the weights are the paper's; mergekit takes equal ones where the mean squares of the task "
     "vectors sum to less than 1e-6, as those of most fine-tunes do"
+)
+_SELECTED = (
+    "with select_topk below 1 mergekit selects that share of the entries in which the models "
+    "differ, here it is the share of all entries: more where many are unchanged"
 )
 
 
@@ -336,7 +342,10 @@ METHODS: Mapping[str, PeerMethod] = {
         "ancestor", _model_stock, {"filter_wise": Setting("truth", False)}, notes=(_TINY,)
     ),
     "sce": PeerMethod(
-        "ancestor", _sce, {"select_topk": Setting("number", 1.0)}, notes=(_SMALL_ENERGY,)
+        "ancestor",
+        _sce,
+        {"select_topk": Setting("number", 1.0)},
+        notes=(_SMALL_ENERGY, _SELECTED, _NOBODY),
     ),
     "nearswap": PeerMethod("ancestor", lambda values: dict(values.shared), _T),
     "arcee_fusion": PeerMethod("ancestor", lambda _: {}, notes=(_QUANTILES,)),

@@ -50,7 +50,8 @@ def dare_linear(
         Free Lunch." ICML 2024. Equations 1 to 3, with task arithmetic (§3.3).
 
     Differences from the authors' code:
-        None known, but for the stream of random numbers.
+        None known, but for the stream of random numbers. mergekit does not divide by the density,
+        but rescales what is kept to the L1 norm of τ_t: the same up to the noise of the draw.
     """
     if base is None:
         raise MethodError("dare_linear works on task vectors and needs a base")
@@ -136,7 +137,8 @@ def dare_ties(
         et al. "TIES-Merging." NeurIPS 2023. Algorithm 1; nothing is trimmed.
 
     Differences from the authors' code:
-        None known, but for the stream of random numbers.
+        As for `dare_linear`. Entries of which the sum cancels exactly stay the base's, where
+        mergekit keeps the positive ones.
     """
     if base is None:
         raise MethodError("dare_ties works on task vectors and needs a base")

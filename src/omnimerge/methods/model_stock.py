@@ -44,7 +44,8 @@ def model_stock(
         Equation 8 of its appendix for T models (Equation 1 for two).
 
     Differences from the authors' code:
-        None known. The angle is taken per tensor, as there.
+        None known. The angle is taken per tensor, as there. mergekit divides by at least 1e-6 for
+        the cosine, which is too small where the norms of two task vectors multiply to less.
     """
     if base is None:
         raise MethodError("model_stock works on task vectors and needs a base")
