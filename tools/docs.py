@@ -28,7 +28,7 @@ _RECIPE_KEYS = {
     "method": "a name that `omnimerge methods` lists",
     "target": "checkpoint whose architecture, tokenizer and other files the output has; default: base, else the first model",
     "base": "common ancestor, for methods on task vectors",
-    "models": "checkpoints to merge: paths or Hub ids (`owner/name@revision`); an entry may be a mapping with `model` and `weight`",
+    "models": "checkpoints to merge: paths or Hub ids (`owner/name@revision`); an entry may be a mapping with `model`, `adapter` (a PEFT LoRA adapter on top of the model; its default is the base) and `weight`",
     "parameters": "the method's keywords; `weight` entries of the models are short for `weights`",
     "select": "`all` floating-point tensors, the `language_model`, or the `linear` 2-D matrices of its layers; default: the method's",
     "lines": "LiNeS: `alpha` and `beta`; the merged task vector of any method with a base is scaled by `alpha + beta * depth`, depth going from 0 (first layer, and all outside of the layers) to 1",

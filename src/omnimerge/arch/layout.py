@@ -168,6 +168,29 @@ def memory_names(disk_names: Sequence[str], memory_names: Sequence[str]) -> dict
     return found
 
 
+def find_names(names: Iterable[str], slots: SlotMap) -> dict[str, str]:
+    """Map single tensor names, in whatever layout, to those of a checkpoint.
+
+    Args:
+        names: tensor names, such as the parameters that an adapter changes, as they are called in
+            memory or were in an earlier version.
+        slots: the checkpoint's slots.
+
+    Returns:
+        Name -> the checkpoint's name, for every name that has one. A name that the checkpoint has
+        as it is stands for itself.
+    """
+    found = {}
+    for name in names:
+        candidates = [name] if name in slots.by_name else []
+        for layout in layouts():
+            slot = layout.llm_slot(name) or _component_slot(name)
+            candidates += [slots.by_slot[slot]] if slot in slots.by_slot else []
+        if candidates:
+            found[name] = candidates[0]
+    return found
+
+
 def is_buffer(name: str) -> bool:
     """Return whether a tensor on disk is no parameter (recomputed from the config).
 

@@ -1,8 +1,18 @@
 """Bytes to tensors and back: headers, reads of any part, streamed writes, locations."""
 
+from omnimerge.checkpoint.adapter import AdaptedCheckpoint, Adapter, unresolved
 from omnimerge.checkpoint.headers import TensorMeta
 from omnimerge.checkpoint.locate import locate
 from omnimerge.checkpoint.reader import Checkpoint
 from omnimerge.checkpoint.writer import CheckpointWriter, OutputTensor
 
-__all__ = ["Checkpoint", "CheckpointWriter", "OutputTensor", "TensorMeta", "locate"]
+__all__ = [
+    "AdaptedCheckpoint",
+    "Adapter",
+    "Checkpoint",
+    "CheckpointWriter",
+    "OutputTensor",
+    "TensorMeta",
+    "locate",
+    "unresolved",
+]

@@ -73,7 +73,7 @@ class Checkpoint:
         try:
             config_file = folder / "config.json"
             if not config_file.is_file():
-                raise CheckpointError(f"{folder} has no config.json; is it a checkpoint's folder?")
+                raise CheckpointError(_without_config(folder))
             config = read_json(config_file)
             files, promised = _weight_files(folder)
             tensors = _collect(files)
@@ -221,6 +221,12 @@ class Checkpoint:
             ) from error
 
 
+def _without_config(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return f"{folder} is a PEFT adapter; give it as `adapter: {folder}`"
+    return f"{folder} has no config.json; is it a checkpoint's folder?"
+
+
 def _weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     """Return the weight files and, where there is an index, what it promises."""
     for name in _WEIGHTS:
@@ -267,7 +273,7 @@ def _refuse_unreadable(error: OSError) -> None:
 def _collect(files: tuple[Path, ...]) -> dict[str, TensorMeta]:
     tensors: dict[str, TensorMeta] = {}
     for file in files:
-        for meta in _read_header(file):
+        for meta in read_header(file):
             if meta.name in tensors:
                 raise CheckpointError(
                     f"tensor {meta.name!r} is both in {tensors[meta.name].file} and in {file}"
@@ -276,7 +282,18 @@ def _collect(files: tuple[Path, ...]) -> dict[str, TensorMeta]:
     return tensors
 
 
-def _read_header(file: Path) -> list[TensorMeta]:
+def read_header(file: Path) -> list[TensorMeta]:
+    """List the tensors of a weight file, safetensors or pickle.
+
+    Args:
+        file: path of the file.
+
+    Returns:
+        One entry per tensor, in file order.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or corrupt.
+    """
     if file.suffix == ".safetensors":
         return read_safetensors_header(file)
     from omnimerge.checkpoint.pickle import read_pickle_header

@@ -71,14 +71,21 @@ class CheckpointWriter:
         out: the folder to create.
         shards: the tensors of each shard, in file order.
         overwrite: replace the folder of an earlier merge, once the new one is complete.
+        stem: the weight files' name without its ending.
 
     Raises:
         OutputError: if `out` exists and may not be replaced, or the disk is full.
     """
 
     def __init__(
-        self, out: Path, shards: Sequence[Sequence[OutputTensor]], *, overwrite: bool = False
+        self,
+        out: Path,
+        shards: Sequence[Sequence[OutputTensor]],
+        *,
+        overwrite: bool = False,
+        stem: str = "model",
     ) -> None:
+        self._stem = stem
         self.out = out if not out.is_symlink() else out.resolve()
         self._shards = shards
         self._overwrite = overwrite
@@ -126,8 +133,13 @@ class CheckpointWriter:
         Returns:
             Tensor name -> what the header says of it.
         """
-        files = [self.folder / _shard_name(n, len(self._shards)) for n in self._numbers()]
+        files = [self.folder / self._shard_name(n) for n in self._numbers()]
         return {meta.name: meta for file in files for meta in read_safetensors_header(file)}
+
+    def _shard_name(self, number: int) -> str:
+        count = len(self._shards)
+        which = f"-{number:05d}-of-{count:05d}" if count > 1 else ""
+        return f"{self._stem}{which}.safetensors"
 
     def _numbers(self) -> range:
         return range(1, len(self._shards) + 1)
@@ -155,7 +167,7 @@ class CheckpointWriter:
     def _create_shards(self) -> None:
         for number, tensors in enumerate(self._shards, start=1):
             header, starts = _header(tensors)
-            path = self.folder / _shard_name(number, len(self._shards))
+            path = self.folder / self._shard_name(number)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             self._descriptors.append(descriptor)
             total = len(header) + sum(tensor.nbytes for tensor in tensors)
@@ -178,11 +190,11 @@ class CheckpointWriter:
     def _write_index(self) -> None:
         weight_map: dict[str, str] = {}
         for number, tensors in enumerate(self._shards, start=1):
-            file = _shard_name(number, len(self._shards))
+            file = self._shard_name(number)
             weight_map.update({tensor.name: file for tensor in tensors})
         total = sum(tensor.nbytes for tensors in self._shards for tensor in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        path = self.folder / "model.safetensors.index.json"
+        path = self.folder / f"{self._stem}.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _close(self) -> None:
@@ -248,12 +260,6 @@ def _header(tensors: Sequence[OutputTensor]) -> tuple[bytes, list[int]]:
     raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(8, "little") + raw, starts
-
-
-def _shard_name(number: int, count: int) -> str:
-    if count == 1:
-        return "model.safetensors"
-    return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def _reserve(descriptor: int, size: int) -> None:

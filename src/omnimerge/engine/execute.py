@@ -183,9 +183,9 @@ def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def _protect_inputs(plan: MergePlan, out: Path) -> None:
     resolved = out.resolve()
     for checkpoint in (plan.target, *plan.models, *([plan.base] if plan.base else [])):
-        folder = checkpoint.folder.resolve()
-        if folder == resolved or resolved in folder.parents:
-            raise OutputError(f"{out} is or holds an input of this merge; give another folder")
+        for folder in {checkpoint.folder.resolve(), *(f.parent for f in checkpoint.files)}:
+            if folder.resolve() == resolved or resolved in folder.resolve().parents:
+                raise OutputError(f"{out} is or holds an input of this merge; give another folder")
 
 
 def _check_disk(plan: MergePlan, out: Path) -> None:

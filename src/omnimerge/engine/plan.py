@@ -8,9 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omnimerge.arch import GATES, Alignment, SlotMap, align, component, layer_index
+from omnimerge.arch import (
+    GATES,
+    Alignment,
+    SlotMap,
+    align,
+    component,
+    find_names,
+    layer_index,
+    slot_map,
+)
 from omnimerge.arch.layout import is_buffer
-from omnimerge.checkpoint import Checkpoint, OutputTensor
+from omnimerge.checkpoint import (
+    AdaptedCheckpoint,
+    Adapter,
+    Checkpoint,
+    OutputTensor,
+    unresolved,
+)
 from omnimerge.checkpoint.dtypes import OUTPUT_DTYPES, is_floating, is_known, item_size
 from omnimerge.checkpoint.writer import shard_by_size
 from omnimerge.engine.recipe import Recipe
@@ -164,7 +179,7 @@ def build_plan(recipe: Recipe, *, force: Collection[str] = (), ancestor: bool = 
     check_gates(force)
     opened = _open_all(recipe)
     target = opened[recipe.target_reference]
-    models = tuple(opened[entry.model] for entry in recipe.models)
+    models = _with_adapters(recipe, opened)
     base = opened[recipe.base] if recipe.base else None
     donors = [*models, *([base] if base and recipe.merge_method.needs_base else [])]
     policy = {"select": recipe.selection, "vocabulary": recipe.vocabulary}
@@ -247,7 +262,7 @@ def worker_count() -> int:
 
 def _open_all(recipe: Recipe) -> dict[str, Checkpoint]:
     references = [recipe.target_reference, *([recipe.base] if recipe.base else [])]
-    references += [entry.model for entry in recipe.models]
+    references += [recipe.model_reference(entry) for entry in recipe.models]
     opened: dict[str, Checkpoint] = {}
     by_folder: dict[Path, Checkpoint] = {}
     problems: list[str] = []
@@ -263,6 +278,46 @@ def _open_all(recipe: Recipe) -> dict[str, Checkpoint]:
     if problems:
         raise RecipeError(problems)
     return opened
+
+
+def _with_adapters(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> tuple[Checkpoint, ...]:
+    models: list[Checkpoint] = []
+    problems: list[str] = []
+    for entry in recipe.models:
+        checkpoint = opened[recipe.model_reference(entry)]
+        if entry.adapter is None:
+            models.append(checkpoint)
+            continue
+        try:
+            models.append(adapted(checkpoint, entry.adapter))
+        except CheckpointError as error:
+            problems.append(str(error))
+    if len(problems) == 1:
+        raise CheckpointError(problems[0])
+    if problems:
+        raise RecipeError(problems)
+    return tuple(models)
+
+
+def adapted(base: Checkpoint, reference: str | Path) -> AdaptedCheckpoint:
+    """Open a PEFT adapter on top of a checkpoint.
+
+    Args:
+        base: the checkpoint that it was made for.
+        reference: the adapter's folder or Hub id.
+
+    Returns:
+        The checkpoint with the adapter's changes.
+
+    Raises:
+        CheckpointError: if the adapter cannot be read or does not fit.
+    """
+    adapter = Adapter.open(reference)
+    names = find_names(adapter.changes, slot_map(base.tensors, str(base.folder)))
+    missing = [name for name in adapter.changes if name not in names]
+    if missing:
+        raise unresolved(adapter, missing, base.tensors)
+    return AdaptedCheckpoint(base, adapter, names)
 
 
 def _jobs(

@@ -51,10 +51,17 @@ Reference = Annotated[str, BeforeValidator(_as_text)]
 
 
 class ModelEntry(_Strict):
-    """One checkpoint being merged."""
+    """One checkpoint being merged: a whole one, or a PEFT adapter on top of one."""
 
-    model: Reference
+    model: Reference | None = None
+    adapter: Reference | None = None
     weight: float | None = None
+
+    @model_validator(mode="after")
+    def _names_something(self) -> ModelEntry:
+        if self.model is None and self.adapter is None:
+            raise ValueError("give a model, or an adapter")
+        return self
 
 
 class Lines(_Strict):
@@ -188,7 +195,24 @@ class Recipe(_Strict):
     @property
     def target_reference(self) -> str:
         """The checkpoint whose architecture the output has: target, else base, else model 1."""
-        return self.target or self.base or self.models[0].model
+        return self.target or self.base or self.model_reference(self.models[0])
+
+    def model_reference(self, entry: ModelEntry) -> str:
+        """The whole checkpoint of an entry: its model, or what its adapter is put on.
+
+        Args:
+            entry: one of the models.
+
+        Returns:
+            The reference.
+
+        Raises:
+            RecipeError: if an adapter stands alone and there is neither base nor target.
+        """
+        found = entry.model or self.base or self.target
+        if found is None:
+            raise RecipeError([f"models: {entry.adapter} is an adapter; give its model, or a base"])
+        return found
 
     @property
     def all_parameters(self) -> dict[str, Any]:
@@ -288,8 +312,8 @@ def _beside(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
             found[key] = resolve(found[key])
     if isinstance(found.get("models"), list):
         found["models"] = [
-            {**entry, "model": resolve(entry.get("model"))}
-            if isinstance(entry, dict) and "model" in entry
+            {key: resolve(each) if key != "weight" else each for key, each in entry.items()}
+            if isinstance(entry, dict)
             else resolve(entry)
             for entry in found["models"]
         ]
@@ -362,6 +386,7 @@ def _method_problems(recipe: Recipe) -> list[str]:
         problems.append(f"base: {method.name} works on task vectors; give the common ancestor")
     if method.takes_target and recipe.target is None and recipe.base is None:
         problems.append(f"target: {method.name} needs the checkpoint to merge into")
+    problems += _adapter_problems(recipe, method)
     if recipe.lines and not method.needs_base:
         problems.append(f"lines: scales task vectors, which {method.name} has none of")
     problems += [f"parameters.{p}" for p in method.problems(recipe.all_parameters, count)]
@@ -369,4 +394,17 @@ def _method_problems(recipe: Recipe) -> list[str]:
         merged = {**recipe.all_parameters, **override.parameters}
         wrong = method.problems(merged, count) if override.parameters else []
         problems += [f"overrides.{number}.parameters.{p}" for p in wrong]
+    return problems
+
+
+def _adapter_problems(recipe: Recipe, method: MergeMethod) -> list[str]:
+    problems = []
+    if recipe.base is None and recipe.target is None:
+        problems += [
+            f"models.{number}.model: missing; the adapter needs the checkpoint that it was made for"
+            for number, entry in enumerate(recipe.models)
+            if entry.model is None
+        ]
+    if method.adapters_only and any(entry.adapter is None for entry in recipe.models):
+        problems.append(f"models: {method.name} merges LoRA adapters; give each as `adapter: PATH`")
     return problems

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from omnimerge.checkpoint import Checkpoint
+from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint
 from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size, torch_dtype
 from omnimerge.engine.knowledge import tensor_statistics
 from omnimerge.engine.plan import CHUNK_ELEMENTS, MergePlan, TensorJob
 from omnimerge.errors import NonFiniteError
-from omnimerge.methods import MergeMethod, Place, Statistics, scaled_by_depth
+from omnimerge.methods import LowRank, MergeMethod, Place, Statistics, scaled_by_depth
 
 # Elements that a method sees at once: all of its float32 operands then stay in the cache.
 _KERNEL_ELEMENTS = 1 << 16
@@ -51,6 +51,8 @@ class SliceWorker:
         """
         if not job.merged:
             return self._copy(job, start, stop)
+        if (deltas := low_rank_deltas(self._plan, job)) is not None:
+            return self._from_factors(job, deltas)
         inputs = [*job.sources, *([job.base] if job.base else [])]
         raw = [
             self._read(number, checkpoint, name, start, stop)
@@ -74,6 +76,20 @@ class SliceWorker:
                 job, raw, floats[0]
             )  # no decomposition of these would end well
         merged = self._merge(job, floats, raw, 0).flatten()
+        return _rounded(job, merged, torch.empty_like(merged, dtype=_dtype(job)))
+
+    def _from_factors(self, job: TensorJob, deltas: list[LowRank]) -> Tensor:
+        """Merge adapters without multiplying their factors, as far as the method goes."""
+        checkpoint, name = job.base  # type: ignore[misc]
+        base = checkpoint.read_tensor(name).float()
+        delta = merged_delta(self._plan, job, deltas)
+        dense = delta.dense() if isinstance(delta, LowRank) else delta
+        merged = base.add_(dense.view(base.shape)).flatten()
+        if not torch.isfinite(merged.sum()):
+            names = ", ".join(model.reference for model, _ in job.sources)
+            raise NonFiniteError(
+                f"tensor {job.output.name!r} of {names}, or of their base, holds NaN or infinity"
+            )
         return _rounded(job, merged, torch.empty_like(merged, dtype=_dtype(job)))
 
     def _merge(
@@ -147,6 +163,50 @@ class SliceWorker:
         if held is None or held.numel() < part.numel():
             held = self._floats[number] = torch.empty(max(_KERNEL_ELEMENTS, part.numel()))
         return held[: part.numel()].copy_(part)
+
+
+def low_rank_deltas(plan: MergePlan, job: TensorJob) -> list[LowRank] | None:
+    """Return the task vectors of a tensor as factors.
+
+    Args:
+        plan: what to do.
+        job: the output tensor.
+
+    Returns:
+        One per model; None unless the method takes factors, every model is an adapter on the base,
+        and each changes this tensor by a product only.
+    """
+    if not plan.method.low_rank or job.base is None:
+        return None
+    deltas = []
+    for checkpoint, name in job.sources:
+        if not isinstance(checkpoint, AdaptedCheckpoint) or checkpoint.base is not job.base[0]:
+            return None
+        factors = checkpoint.factors(name) if name == job.base[1] else None
+        if factors is None:
+            return None
+        deltas.append(LowRank(*factors))
+    return deltas
+
+
+def merged_delta(plan: MergePlan, job: TensorJob, deltas: list[LowRank]) -> LowRank | Tensor:
+    """Merge task vectors that are given as factors.
+
+    Args:
+        plan: what to do.
+        job: the output tensor.
+        deltas: what `low_rank_deltas` returned.
+
+    Returns:
+        The merged task vector, LiNeS included.
+    """
+    place = Place(job.output.name, plan.recipe.seed, 0, job.depth)
+    delta = plan.method.merge_low_rank(deltas, job.parameters, place=place)
+    if plan.recipe.lines is None:
+        return delta
+    alpha, beta = plan.recipe.lines.pair
+    share = alpha + beta * (job.depth or 0.0)
+    return LowRank(share * delta.left, delta.right) if isinstance(delta, LowRank) else share * delta
 
 
 def slices_of(plan: MergePlan, job: TensorJob) -> list[tuple[int, int]]:

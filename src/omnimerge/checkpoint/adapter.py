@@ -1,0 +1,361 @@
+"""PEFT LoRA adapters: what one changes, and a base checkpoint seen with those changes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnimerge.checkpoint.headers import TensorMeta, read_json
+from omnimerge.checkpoint.locate import locate
+from omnimerge.checkpoint.reader import Checkpoint, read_header
+from omnimerge.errors import CheckpointError, suggestion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG_NAME = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+# Options with which what is added to a weight is not B·A·scale, or not added at all times.
+_UNSUPPORTED = {
+    "alora_invocation_tokens": "it is active after certain tokens only",
+    "arrow_config": "it routes between adapters",
+    "kasa_config": "KaSA changes the base's weights",
+    "layer_replication": "it adds layers",
+    "target_parameters": "it adapts parameters that are no modules",
+    "trainable_token_indices": "it holds rows of the vocabulary",
+    "use_bdlora": "its factors are block-diagonal",
+    "use_qalora": "its inputs are pooled",
+}
+_ALTERED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+_PARTS = {
+    "a": r"lora_(?:embedding_)?A(?:\.default)?(?:\.weight)?",
+    "b": r"lora_(?:embedding_)?B(?:\.default)?(?:\.weight)?",
+    "shift": r"lora_B(?:\.default)?\.bias",
+    "magnitude": r"lora_magnitude_vector(?:\.default)?(?:\.weight)?",
+    "whole": r"(?:base_layer|modules_to_save(?:\.default)?|original_module)\.(?P<leaf>weight|bias)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an adapter does to one parameter.
+
+    Attributes:
+        a: tensor of the factor A, or None.
+        b: tensor of the factor B, or None.
+        scale: factor on B·A, or on `shift`.
+        transposed: whether the parameter is stored as (in, out), so that B·A is transposed.
+        magnitude: DoRA's tensor of norms, or None.
+        whole: tensor that replaces the base's, or None.
+        shift: tensor that is added, times `scale`, or None.
+    """
+
+    a: str | None = None
+    b: str | None = None
+    scale: float = 1.0
+    transposed: bool = False
+    magnitude: str | None = None
+    whole: str | None = None
+    shift: str | None = None
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether the change is B·A·scale and nothing else."""
+        return not (self.magnitude or self.whole or self.shift)
+
+
+class Adapter:
+    """A PEFT LoRA adapter, opened. See `Adapter.open`.
+
+    Args:
+        reference: what the user wrote.
+        store: its weight file.
+        config: ``adapter_config.json``.
+        changes: parameter, as PEFT names it without ``base_model.model.`` -> what is done to it.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        store: Checkpoint,
+        config: Mapping[str, Any],
+        changes: Mapping[str, Change],
+    ) -> None:
+        self.reference = reference
+        self.store = store
+        self.config = config
+        self.changes = changes
+
+    @classmethod
+    def open(cls, reference: str | Path) -> Adapter:
+        """Open an adapter: its config and the header of its weights.
+
+        Args:
+            reference: folder, or Hub id with an optional ``@revision``.
+
+        Returns:
+            The opened adapter.
+
+        Raises:
+            CheckpointError: if it is missing, damaged, no LoRA adapter, or of a form whose weights
+                are not the base's plus B·A.
+        """
+        folder = locate(reference)
+        config_file = folder / CONFIG_NAME
+        if not config_file.is_file():
+            raise CheckpointError(f"{folder} has no {CONFIG_NAME}; is it a PEFT adapter's folder?")
+        config = read_json(config_file)
+        _check_config(config, folder)
+        file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+        if file is None:
+            raise CheckpointError(f"{folder} holds neither {' nor '.join(_WEIGHTS)}")
+        tensors = {meta.name: meta for meta in read_header(file)}
+        store = Checkpoint(str(reference), folder, config, tensors, (file,))
+        return cls(str(reference), store, config, _changes(tensors, config, folder))
+
+
+class AdaptedCheckpoint(Checkpoint):
+    """A base checkpoint with an adapter's changes applied as it is read, slice by slice.
+
+    Tensors that the adapter changes are float32; the others are as the base stores them.
+
+    Args:
+        base: the checkpoint under the adapter.
+        adapter: the adapter.
+        names: parameter in the adapter's words -> tensor name of the base.
+
+    Raises:
+        CheckpointError: if shapes do not fit.
+    """
+
+    def __init__(self, base: Checkpoint, adapter: Adapter, names: Mapping[str, str]) -> None:
+        files = (*base.files, *adapter.store.files)
+        reference = f"{base.reference} + {adapter.reference}"
+        super().__init__(reference, base.folder, base.config, dict(base.tensors), files)
+        self.base = base
+        self.adapter = adapter
+        self._changes = {names[name]: change for name, change in adapter.changes.items()}
+        for name, change in self._changes.items():
+            self._check_shape(base.tensors[name], change)
+        self.tensors = {
+            name: replace(meta, dtype="F32", nbytes=4 * meta.numel)
+            if name in self._changes
+            else meta
+            for name, meta in base.tensors.items()
+        }
+        self._gains: dict[str, Tensor] = {}
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Return what the adapter adds to a tensor, as two factors.
+
+        Args:
+            name: a tensor name of this checkpoint.
+
+        Returns:
+            (m, r) and (r, n), float32, for a tensor of m rows with n elements each; r is 0 where
+            the adapter changes nothing. None where the change is not of low rank.
+        """
+        import torch
+
+        meta, change = self.meta(name), self._changes.get(name)
+        rows = meta.shape[0] if meta.shape else 1
+        columns = meta.numel // max(1, rows)
+        if change is None:
+            return torch.zeros(rows, 0), torch.zeros(0, columns)
+        if not change.low_rank or change.a is None or change.b is None:
+            return None
+        return self._oriented(change)
+
+    def read_into(self, buffer: Tensor, name: str, start: int = 0) -> None:
+        """Fill a flat tensor with elements of `name` from `start` on. Safe from several threads.
+
+        Args:
+            buffer: contiguous; float32 for tensors that the adapter changes, else of the dtype that
+                the base stores.
+            name: a tensor name of this checkpoint.
+            start: first element.
+
+        Raises:
+            CheckpointError: if a file cannot be read.
+        """
+        change = self._changes.get(name)
+        if change is None:
+            self.base.read_into(buffer, name, start)
+            return
+        stop = start + buffer.numel()
+        if change.whole:
+            buffer.copy_(self.adapter.store.read(change.whole, start, stop))
+        else:
+            buffer.copy_(self.base.read(name, start, stop))
+        if change.shift:
+            shift = self.adapter.store.read(change.shift, start, stop)
+            buffer.add_(shift.float(), alpha=change.scale)
+        if change.a:
+            meta = self.meta(name)
+            buffer.add_(_slice_of_product(*self._oriented(change), start, stop))
+            if change.magnitude:
+                columns = meta.numel // max(1, meta.shape[0])
+                buffer.mul_(_spread(self._gain(name, change), columns, start, stop, change))
+
+    def _oriented(self, change: Change) -> tuple[Tensor, Tensor]:
+        """The factors for the tensor as it is stored, the scale in the left one."""
+        store = self.adapter.store
+        a = store.read_tensor(str(change.a)).float().flatten(1)
+        b = store.read_tensor(str(change.b)).float().flatten(1) * change.scale
+        return (a.T.contiguous(), b.T.contiguous()) if change.transposed else (b, a)
+
+    def _gain(self, name: str, change: Change) -> Tensor:
+        """DoRA: magnitude / norm, per output; (outputs,)."""
+        found = self._gains.get(name)
+        if found is None:
+            left, right = self._oriented(change)
+            base = self.adapter.store.read_tensor(change.whole) if change.whole else None
+            stored = self.base.read_tensor(name) if base is None else base
+            merged = stored.float().flatten(1) + left @ right
+            norms = merged.norm(dim=0 if change.transposed else 1)
+            magnitude = self.adapter.store.read_tensor(str(change.magnitude)).float().flatten()
+            found = self._gains[name] = magnitude / norms
+        return found
+
+    def _check_shape(self, meta: TensorMeta, change: Change) -> None:
+        tensors = self.adapter.store.tensors
+        where = f"{self.adapter.store.folder}: what it holds for {meta.name!r}"
+        for part in (change.whole, change.shift):
+            if part and tensors[part].shape != meta.shape:
+                raise CheckpointError(
+                    f"{where} has shape {tensors[part].shape}, the base's {meta.shape}; is it an "
+                    "adapter for another model?"
+                )
+        if change.a and change.b:
+            a, b = tensors[change.a].shape, tensors[change.b].shape
+            inner, outer = (b[0], math.prod(a[1:])), (math.prod(a[1:]), b[0])
+            rows = meta.shape[0] if meta.shape else 1
+            found = outer if change.transposed else inner
+            if a[0] != b[1] or found != (rows, meta.numel // max(1, rows)):
+                raise CheckpointError(
+                    f"{where} has factors of {b} and {a}, which do not make the base's "
+                    f"{meta.shape}; is it an adapter for another model?"
+                )
+
+
+def _slice_of_product(left: Tensor, right: Tensor, start: int, stop: int) -> Tensor:
+    """Elements start:stop of left · right, flattened, from the rows that hold them."""
+    columns = right.shape[1]
+    first, last = start // columns, -(-stop // columns)
+    return (left[first:last] @ right).flatten()[start - first * columns : stop - first * columns]
+
+
+def _spread(gain: Tensor, columns: int, start: int, stop: int, change: Change) -> Tensor:
+    """DoRA's gains for elements start:stop, one per row, or per column where transposed."""
+    import torch
+
+    position = torch.arange(start, stop)
+    return gain[position % columns if change.transposed else position // columns]
+
+
+def _check_config(config: Mapping[str, Any], folder: Path) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{folder} is a {kind} adapter; only LORA can be merged")
+    for key, why in _UNSUPPORTED.items():
+        if config.get(key):
+            raise CheckpointError(f"{folder} has {key} set, which cannot be merged: {why}")
+    init = str(config.get("init_lora_weights", "")).lower()
+    if init.startswith(_ALTERED_BASE):
+        raise CheckpointError(
+            f"{folder} was started by {init}, which alters the base's weights; save it as a plain "
+            "LoRA with PEFT's path_initial_model_for_weight_conversion"
+        )
+    if config.get("bias") not in (None, "none", "all", "lora_only"):
+        raise CheckpointError(f"{folder} has bias {config['bias']!r}, which is not known")
+
+
+def _changes(
+    tensors: Mapping[str, TensorMeta], config: Mapping[str, Any], folder: Path
+) -> dict[str, Change]:
+    found: dict[str, dict[str, Any]] = {}
+    for key in tensors:
+        name, part = _parse(key, folder)
+        if part in found.setdefault(name, {}):
+            raise CheckpointError(f"{folder} holds {name!r} twice, the second time as {key!r}")
+        found[name][part] = key
+    if not found:
+        raise CheckpointError(f"{folder} holds no tensors")
+    for name, parts in found.items():
+        module = name.rpartition(".")[0]
+        if ("a" in parts) != ("b" in parts) or ("magnitude" in parts and "a" not in parts):
+            raise CheckpointError(f"{folder} lacks a factor of {name!r}: it has {sorted(parts)}")
+        if "a" in parts:
+            rank = _rank(tensors[parts["a"]], module, config, folder)
+            embedding = "lora_embedding" in parts["a"]
+            parts["transposed"] = embedding or bool(config.get("fan_in_fan_out"))
+            parts["scale"] = _scale(rank, module, config)
+        elif "shift" in parts:
+            weight = found.get(f"{module}.weight", {})
+            if "a" not in weight:
+                raise CheckpointError(f"{folder} holds lora_B.bias of {module!r} without factors")
+            rank = tensors[weight["a"]].shape[0]
+            parts["scale"] = _scale(rank, module, config)
+    return {name: Change(**parts) for name, parts in found.items()}
+
+
+def _parse(key: str, folder: Path) -> tuple[str, str]:
+    """From a key of the file to (parameter, what the tensor is to it)."""
+    name = key.removeprefix("base_model.model.")
+    for part, pattern in _PARTS.items():
+        match = re.fullmatch(rf"(?P<module>.+)\.{pattern}", name)
+        if match:
+            leaf = match.groupdict().get("leaf") or ("bias" if part == "shift" else "weight")
+            return f"{match['module']}.{leaf}", part
+    if "lora_" in name or "trainable_tokens" in name or "." not in name:
+        raise CheckpointError(f"{folder} holds {key!r}, of a kind that is not known")
+    return name, "whole"
+
+
+def _rank(meta: TensorMeta, module: str, config: Mapping[str, Any], folder: Path) -> int:
+    rank = meta.shape[0]
+    said = _pattern(config.get("rank_pattern"), module, config.get("r", rank))
+    if said != rank:
+        raise CheckpointError(
+            f"{folder}: the factors of {module!r} have rank {rank}, its config says {said}"
+        )
+    return rank
+
+
+def _scale(rank: int, module: str, config: Mapping[str, Any]) -> float:
+    alpha = float(_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The first pattern that fits the end of a module's name, as PEFT has it."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def unresolved(adapter: Adapter, missing: Sequence[str], known: Collection[str]) -> CheckpointError:
+    """Make the error for parameters of an adapter that the base does not have.
+
+    Args:
+        adapter: the adapter.
+        missing: its parameters without a counterpart.
+        known: the base's tensor names.
+
+    Returns:
+        The error, to be raised.
+    """
+    hint = suggestion(missing[0], known)
+    if missing[0].startswith("lm_head."):
+        hint = "; the base ties its head to its embedding, so that changing one changes both"
+    return CheckpointError(
+        f"{adapter.store.folder} changes {len(missing)} parameters that the base does not have, "
+        f"such as {missing[0]!r}{hint}"
+    )
