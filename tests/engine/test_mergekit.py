@@ -178,14 +178,24 @@ CASES = {
         {"density": 0.5, "scale": 0.25},
     ),
     "dare_ties": (
-        config("dare_ties", A, B, density=0.5, normalize=True),
+        config("dare_ties", A, B, density=0.5),
         [1, 3],
-        {"density": 0.5, "scale": 1.0},
+        {"density": 0.5, "scale": 1.0, "merge": "sum"},
+    ),
+    "dare_ties, mean, not rescaled": (
+        config("dare_ties", A, B, density=0.5, normalize=True, rescale=False),
+        [1, 3],
+        {"density": 0.5, "scale": 0.5, "merge": "mean"},
     ),
     "della": (
         config("della", A, B, density=0.5, epsilon=0),
         [1, 3],
-        {"density": 0.5, "scale": 1.0, "epsilon": 0.0},
+        {"density": 0.5, "scale": 1.0, "merge": "mean", "epsilon": 0.0},
+    ),
+    "della, sum": (
+        config("della", A, B, density=0.5, epsilon=0, normalize=False, lambda_=0.3),
+        [1, 3],
+        {"density": 0.5, "scale": 0.3, "merge": "sum", "epsilon": 0.0},
     ),
     "della_linear, all kept": (
         config("della_linear", A, B),
@@ -363,7 +373,6 @@ REFUSED = {
         "parameters.density: [0.2, 0.5]: one density for all models",
     ),
     "ties rescale": (config("ties", A, B, density=0.5, rescale=True), "parameters.rescale: true"),
-    "dare_ties sum": (config("dare_ties", A, B), "set normalize: true for the mean"),
     "della epsilon": (config("della", A, B, density=0.5), "density: 0.5 and epsilon: 0.3"),
     "gamma": (config("breadcrumbs", A, B, density=0.9, gamma=0.2), "give at most 0.1"),
     "filter_wise": (config("model_stock", "a", "b", filter_wise=True), "parameters.filter_wise"),
@@ -423,15 +432,16 @@ def test_refused(case):
 
 
 def test_everything_is_refused_at_once():
+    own = {"weight": "x", "density": 0.5}
     given = {
-        **config("dare_ties", "a", ("b", {"weight": "x"}), rescale="maybe", lambda_=[0, 1]),
+        **config("ties", "a", ("b", own), rescale="maybe", lambda_=[0, 1]),
         "tokenizer_source": "union",
         "dtype": "int8",
         "extra": 1,
     }
-    words = ("extra", "--layers", "weight: missing", "weight: x", "rescale: maybe", "set normalize")
+    words = ("extra", "--layers", "weight: missing", "weight: x", "rescale: maybe")
     problems = problems_of(given)
-    for word in (*words, "tokenizer_source", "dtype: int8"):
+    for word in (*words, "density: [1.0, 0.5]", "tokenizer_source", "dtype: int8"):
         assert any(word in problem for problem in problems), word
 
 

@@ -128,6 +128,27 @@ def test_dare_ties_that_keeps_everything_is_ties_without_trimming():
     torch.testing.assert_close(dare_ties(MODELS, BASE, density=1.0, **options), expected)
 
 
+def test_dare_ties_sum_does_not_divide():
+    # index 0: both agree, 1·4 + 3·6 = 22; index 1: 1·1 + 3·1 = 4; index 2: -3 + 3·2 > 0 elects +,
+    # so 3·2 = 6 alone; index 3: 2 - 3·1 < 0 elects -, so 3·(-1) = -3 alone
+    options = {"weights": [1.0, 3.0], "scale": 0.5, "density": 1.0, "merge": "sum"}
+    expected = BASE + 0.5 * tensor(22.0, 4.0, 6.0, -3.0)
+    torch.testing.assert_close(dare_ties(MODELS, BASE, **options), expected)
+    torch.testing.assert_close(della(MODELS, BASE, epsilon=0.0, **options), expected)
+
+
+def test_dare_ties_sum_of_what_was_drawn():
+    # Each model is kept with 0.5 and doubled: 2·1 with weight 1, and 2·2 with weight 3.
+    base, models = torch.zeros(100_000), [torch.ones(100_000), torch.full((100_000,), 2.0)]
+    options = {"weights": [1.0, 3.0], "scale": 0.5, "density": 0.5}
+    for method, more in (("dare_ties", {}), ("della", {"epsilon": 0.0})):
+        merged = merge_tensors(method, models, base, merge="sum", **more, **options)
+        for value in (0.0, 0.5 * 2, 0.5 * 12, 0.5 * 14):
+            assert abs(float((merged == value).float().mean()) - 0.25) < 0.01
+        mean = merge_tensors(method, models, base, **more, **options)
+        torch.testing.assert_close(mean.unique(), 0.5 * tensor(0.0, 2.0, 14 / 4, 4.0))
+
+
 def test_density_zero_is_the_base():
     for method in (dare_linear, dare_ties, drop_linear, ties):
         assert torch.equal(method(MODELS, BASE, density=0.0), BASE)

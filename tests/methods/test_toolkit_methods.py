@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from omnimerge.methods import (
@@ -38,6 +39,25 @@ def test_nuslerp_weights_are_shares():
     torch.testing.assert_close(merged, tensor(math.cos(math.pi / 6), math.sin(math.pi / 6)))
 
 
+def test_nuslerp_of_close_tensors_is_still_the_arc():
+    # 0.02 apart, a cosine of 0.9998: three quarters of the way is 0.015, at full length 2. The
+    # straight line, which slerp takes there, is shorter by 7.5e-5.
+    first, second = 2 * tensor(1.0, 0.0), 2 * tensor(math.cos(0.02), math.sin(0.02))
+    merged = nuslerp([first, second], weights=[1.0, 3.0])
+    expected = 2 * tensor(math.cos(0.015), math.sin(0.015))
+    torch.testing.assert_close(merged, expected, atol=0, rtol=1e-6)
+    line = slerp([second], first, t=0.75)
+    torch.testing.assert_close(line, 0.25 * first + 0.75 * second)
+    assert (line - expected).norm() > 5e-5
+
+
+@pytest.mark.parametrize("factor", [3.0, -3.0])
+def test_nuslerp_of_colinear_tensors_is_straight(factor):
+    model = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    merged = nuslerp([model, factor * model], weights=[3.0, 1.0])
+    torch.testing.assert_close(merged, (0.75 + 0.25 * factor) * model)
+
+
 def test_karcher_of_two_directions_is_the_middle_of_the_arc_with_the_mean_norm():
     merged = karcher([tensor(2.0, 0.0), tensor(0.0, 4.0)])
     torch.testing.assert_close(merged, tensor(3.0, 3.0) / math.sqrt(2))
@@ -69,6 +89,12 @@ def test_model_stock_by_hand():
     merged = model_stock([tensor(12.0, 10.0), tensor(11.0, 11.0)], base)
     c = 1 / math.sqrt(2)
     torch.testing.assert_close(merged, base + 2 * c / (1 + c) * tensor(1.5, 0.5))
+
+
+def test_model_stock_of_opposite_task_vectors_is_the_base():
+    base = tensor(10.0, 10.0)
+    merged = model_stock([base + tensor(1.0, 0.0), base - tensor(1.0, 0.0)], base)
+    torch.testing.assert_close(merged, base)
 
 
 def test_sce_by_hand():

@@ -185,7 +185,7 @@ def _ties(values: Values) -> dict[str, Any]:
         "weights": values.weights,
         "density": density,
         "scale": values.shared["lambda"],
-        "merge": "mean" if values.shared["normalize"] else "sum",
+        "merge": _merge(values),
     }
 
 
@@ -209,9 +209,12 @@ def _dare_linear(values: Values) -> dict[str, Any]:
 
 
 def _dare_ties(values: Values) -> dict[str, Any]:
-    _needs_mean(values)
-    density = _share(values.one("density"))
-    return {"weights": values.weights, "density": density, "scale": _dropped_scale(values)}
+    return {
+        "weights": values.weights,
+        "density": _share(values.one("density")),
+        "scale": _dropped_scale(values),
+        "merge": _merge(values),
+    }
 
 
 def _della(values: Values) -> dict[str, Any]:
@@ -227,21 +230,18 @@ def _epsilon(values: Values) -> float:
     density, epsilon = values.one("density"), values.one("epsilon")
     if density < 1 and epsilon != 0:
         why = (
-            "mergekit rescales all entries of a tensor by one factor, here each is divided by its "
-            "own probability, as in the paper. For the paper's, write a recipe with "
+            "mergekit rescales all entries of a tensor by one factor, so that small ones shrink "
+            "and large ones grow on average; here each is divided by its own probability, as in "
+            "the paper, and keeps its size. For the paper's, write a recipe with "
             f"density: {density:g} and epsilon: {2 * epsilon:g}"
         )
         values.refuse("epsilon", epsilon, why)
     return 0.0
 
 
-def _needs_mean(values: Values) -> None:
-    if not values.shared["normalize"]:
-        why = (
-            "mergekit then adds up the entries that agree, here their weighted mean is taken; "
-            "set normalize: true for the mean"
-        )
-        values.refuse("normalize", False, why)
+def _merge(values: Values) -> str:
+    """Whether the entries that agree are averaged or, without `normalize`, added up."""
+    return "mean" if values.shared["normalize"] else "sum"
 
 
 def _dropped_scale(values: Values) -> float:
@@ -269,8 +269,8 @@ _GAMMA = {"gamma": Setting("number", 0.01)}
 _EPSILON = {"epsilon": Setting("number", 0.15)}
 
 _CANCELS = (
-    "where the weighted changes of an entry cancel exactly, mergekit takes the positive ones; here "
-    "{} decides"
+    "where the (weighted) changes of an entry cancel exactly, mergekit takes the positive ones; "
+    "here {} decides"
 )
 _MAJORITY = _CANCELS.format("the sign that most entries of the tensor elect")
 _NOBODY = _CANCELS.format("nobody, and the entry stays the base's")
@@ -279,24 +279,25 @@ _DRAWN = (
     "vector's L1 norm, here it is divided by the density: the same but for the noise of the draw"
 )
 _ZERO = (
-    "where one of two tensors is all zeros, the other counts with t here, and with sin(t pi/2) in "
-    "mergekit"
-)
-_STRAIGHT = (
-    "tensors with a cosine above 0.9995 are interpolated along the straight line, which differs "
-    "from mergekit's arc by up to 1.3e-4 of their norm"
+    "where one of two tensors is all zeros, the other counts with its share t here, and with "
+    "sin(t pi/2) in mergekit"
 )
 _TINY = (
     "mergekit takes the cosine for smaller than it is where the norms of two task vectors multiply "
     "to less than 1e-6; here it is exact"
 )
 _QUANTILES = (
-    "entries next to the limit may be decided otherwise: mergekit takes the quantiles without "
-    "interpolation, and from a random sample where a tensor has more than a million entries"
+    "some entries, about 1 % of random tensors', are decided otherwise: mergekit takes the "
+    "divergence of rows in float32, which is mostly rounding where they are close, and quantiles "
+    "from a random sample where a tensor has more than a million entries"
 )
 _SMALL_ENERGY = (
     "the weights are the paper's; mergekit takes equal ones where the mean squares of the task "
     "vectors sum to less than 1e-6, as those of most fine-tunes do"
+)
+_SELECTED = (
+    "with select_topk below 1 mergekit selects that share of the entries in which the models "
+    "differ, here it is the share of all entries: more where many are unchanged"
 )
 
 
@@ -324,7 +325,7 @@ METHODS: Mapping[str, PeerMethod] = {
         _nuslerp,
         {"nuslerp_flatten": Setting("truth", True)},
         _WEIGHT,
-        notes=(_STRAIGHT,),
+        notes=(_ZERO,),
     ),
     "multislerp": PeerMethod(
         "other",
@@ -341,7 +342,10 @@ METHODS: Mapping[str, PeerMethod] = {
         "ancestor", _model_stock, {"filter_wise": Setting("truth", False)}, notes=(_TINY,)
     ),
     "sce": PeerMethod(
-        "ancestor", _sce, {"select_topk": Setting("number", 1.0)}, notes=(_SMALL_ENERGY,)
+        "ancestor",
+        _sce,
+        {"select_topk": Setting("number", 1.0)},
+        notes=(_SMALL_ENERGY, _SELECTED, _NOBODY),
     ),
     "nearswap": PeerMethod("ancestor", lambda values: dict(values.shared), _T),
     "arcee_fusion": PeerMethod("ancestor", lambda _: {}, notes=(_QUANTILES,)),

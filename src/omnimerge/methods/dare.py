@@ -1,7 +1,7 @@
 """DARE: drop entries of the task vectors at random, and rescale the rest."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -50,7 +50,8 @@ def dare_linear(
         Free Lunch." ICML 2024. Equations 1 to 3, with task arithmetic (§3.3).
 
     Differences from the authors' code:
-        None known, but for the stream of random numbers.
+        None known, but for the stream of random numbers. mergekit does not divide by the density,
+        but rescales what is kept to the L1 norm of τ_t: the same up to the noise of the draw.
     """
     if base is None:
         raise MethodError("dare_linear works on task vectors and needs a base")
@@ -107,12 +108,13 @@ def dare_ties(
     weights: Annotated[Sequence[float] | None, Range(-10.0, 10.0)] = None,
     density: Annotated[float, Range(0.0, 1.0)] = 0.5,
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
+    merge: Literal["mean", "sum"] = "mean",
     stream: Stream | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """Drop at random, rescale, elect a sign, and average what agrees.
+    """Drop at random, rescale, elect a sign, and merge what agrees.
 
-    τ̂_t as in `dare_linear`;  γ = sign(Σ_t w_t τ̂_t);  θ = θ_base + λ · weighted mean of the τ̂_t
-    whose sign is γ
+    τ̂_t as in `dare_linear`;  γ = sign(Σ_t w_t τ̂_t);  τ = mean (or sum) of
+    {w_t τ̂_t : sign τ̂_t = γ};  θ = θ_base + λ τ
 
     Args:
         models: one fine-tuned tensor θ_t per model, all of one shape.
@@ -120,6 +122,8 @@ def dare_ties(
         weights: one weight w_t per model; default: 1 each.
         density: probability that an entry is kept.
         scale: the factor λ on the merged task vector.
+        merge: `mean` divides by the weights of the models that agree, entry by entry; `sum` does
+            not.
         stream: to draw from, of (seed, tensor name, position); provided by the caller.
 
     Returns:
@@ -133,12 +137,15 @@ def dare_ties(
         et al. "TIES-Merging." NeurIPS 2023. Algorithm 1; nothing is trimmed.
 
     Differences from the authors' code:
-        None known, but for the stream of random numbers.
+        As for `dare_linear`. Entries of which the sum cancels exactly stay the base's, where
+        mergekit keeps the positive ones.
     """
     if base is None:
         raise MethodError("dare_ties works on task vectors and needs a base")
     tau = _dropped(models, base, density, stream)
-    merged = kernels(tau).elected_sum(tau, equal_weights(weights, len(models)), mean=True)
+    merged = kernels(tau).elected_sum(
+        tau, equal_weights(weights, len(models)), mean=merge == "mean"
+    )
     return base.float().add(merged, alpha=scale)
 
 

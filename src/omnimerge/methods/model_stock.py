@@ -33,7 +33,8 @@ def model_stock(
         base: the common ancestor's tensor θ_base.
 
     Returns:
-        The merged tensor: float32. Pairs with a zero task vector count with a cosine of zero.
+        The merged tensor: float32. Pairs with a zero task vector count with a cosine of zero. Where
+        the denominator of t is zero, to 1e-6, the merged tensor is the base.
 
     Raises:
         MethodError: if there is no base.
@@ -43,7 +44,8 @@ def model_stock(
         Equation 8 of its appendix for T models (Equation 1 for two).
 
     Differences from the authors' code:
-        None known. The angle is taken per tensor, as there.
+        None known. The angle is taken per tensor, as there. mergekit divides by at least 1e-6 for
+        the cosine, which is too small where the norms of two task vectors multiply to less.
     """
     if base is None:
         raise MethodError("model_stock works on task vectors and needs a base")
@@ -53,5 +55,7 @@ def model_stock(
     pairs = list(itertools.combinations(range(len(models)), 2))
     cosine = torch.stack([units[i] @ units[j] for i, j in pairs]).mean()
     count = len(models)
-    ratio = float(count * cosine / (1 + (count - 1) * cosine))
+    denominator = float(1 + (count - 1) * cosine)
+    # Task vectors that cancel, such as two opposite ones, give no ratio, and nothing to scale.
+    ratio = count * float(cosine) / denominator if abs(denominator) > 1e-6 else 0.0
     return base.float() + ratio * tau.mean(dim=0)

@@ -43,8 +43,10 @@ def sce(
         Wan et al. "FuseChat: Knowledge Fusion of Chat Models." 2024. §3.3 (SCE), Equations 5 to 7.
 
     Differences from the authors' code:
-        The weights are always those of the formula. The common toolkit takes equal weights where
-        the mean squares sum to less than 1e-6, which fine-tuned models always do.
+        The weights are always those of the formula; mergekit takes equal ones where the mean
+        squares sum to less than 1e-6, which those of most fine-tunes do, and divides by at least
+        1e-6 where few weights are left. With `select_top` below 1 it selects that share of the
+        entries that vary at all. Where task vectors cancel exactly, it keeps the positive ones.
     """
     if base is None:
         raise MethodError("sce works on task vectors and needs a base")

@@ -13,8 +13,10 @@ from omnimerge.methods._params import Range
 from omnimerge.methods._registry import merge_method
 
 _PAPER = "https://dl.acm.org/doi/10.1145/325165.325242"
-# Above this cosine the arc is as good as straight, and dividing by its sine would lose digits.
-_STRAIGHT = 0.9995
+# Cosines above which the straight line is taken: the limit of the common toolkits' slerp, and an
+# angle of 1e-6, where float64 can no longer tell tensors from parallel or opposite ones.
+_ALIKE = 0.9995
+_COLINEAR = 1 - 0.5e-12
 
 
 @merge_method("slerp", paper=_PAPER, family="sphere", needs_base=True, models=(1, 1))
@@ -34,8 +36,8 @@ def slerp(
         t: how far to go: 0 is the base, 1 the model.
 
     Returns:
-        The merged tensor: float32, the shape of the inputs. Where the two are almost parallel, or
-        one is zero, the straight line is taken.
+        The merged tensor: float32, the shape of the inputs. Where the two have a cosine above
+        0.9995 or below -0.9995, or one is zero, the straight line is taken.
 
     Raises:
         MethodError: if there is no base.
@@ -45,11 +47,12 @@ def slerp(
 
     Differences from the authors' code:
         None published for models. The tensor is flattened, as the common toolkits do; the arc is
-        computed in float64.
+        computed in float64. Where one tensor is all zeros, the other counts with its share of
+        the straight line; in mergekit as if it were at a right angle, with a sine.
     """
     if base is None:
         raise MethodError("slerp goes from a base to a model and needs a base")
-    return _arc(base, models[0], t)
+    return _arc(base, models[0], t, _ALIKE)
 
 
 @merge_method("nuslerp", paper=_PAPER, family="sphere", models=(2, 2))
@@ -69,7 +72,8 @@ def nuslerp(
         weights: one weight per model; default: 1 each, the middle of the arc.
 
     Returns:
-        The merged tensor: float32, the shape of the inputs.
+        The merged tensor: float32, the shape of the inputs. Where the two are colinear, to an
+        angle of 1e-6, or one is zero, the straight line is taken.
 
     Raises:
         MethodError: if both weights are zero.
@@ -79,19 +83,20 @@ def nuslerp(
         form is the common toolkits'.
 
     Differences from the authors' code:
-        None known. The toolkits also offer a form on task vectors and one per row; not here.
+        None published for models. An all-zero tensor as for `slerp`. The toolkits also offer a
+        form on task vectors and one per row; not here.
     """
     first, second = equal_weights(weights, 2)
     if first + second == 0:
         raise MethodError("nuslerp: the weights sum to zero")
-    return _arc(models[0], models[1], second / (first + second))
+    return _arc(models[0], models[1], second / (first + second), _COLINEAR)
 
 
-def _arc(start: Tensor, end: Tensor, t: float) -> Tensor:
+def _arc(start: Tensor, end: Tensor, t: float, straight: float) -> Tensor:
     a, b = start.double(), end.double()
     norms = float(a.norm()) * float(b.norm())
     cosine = float((a * b).sum()) / norms if norms else 1.0
-    if abs(cosine) > _STRAIGHT:
+    if abs(cosine) > straight:
         return ((1 - t) * a + t * b).float()
     angle = math.acos(cosine)
     return ((math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)).float()
