@@ -129,6 +129,10 @@ def _commands(folders: list[Path], out: Path) -> dict[str, list[str]]:
     base_files = [str(f) for f in sorted(Path(base).glob("*.safetensors"))]
     size = sum(Path(f).stat().st_size for f in base_files)
     floor = [sys.executable, "-c", _FLOOR, str(out), str(size)]
+    sparse = {
+        "ties": [], "ties, whole model": ["--param", "threshold_scope=model"],
+        "dare_linear": [], "dare_ties": [], "della": [], "breadcrumbs": [],
+    }  # fmt: skip
     return {
         "torch loaded": [sys.executable, "-c", "import torch"],
         "floor, 3 inputs": [*floor, *files],
@@ -137,6 +141,10 @@ def _commands(folders: list[Path], out: Path) -> dict[str, list[str]]:
         "task_arithmetic": [
             *merge, "--method", "task_arithmetic", "--base", base, "--param", "scale=0.4",
         ],
+        **{
+            name: [*merge, "--method", name.partition(",")[0], "--base", base, *more]
+            for name, more in sparse.items()
+        },
     }  # fmt: skip
 
 
@@ -147,6 +155,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--scratch", type=Path, default=Path(__file__).parent / "scratch")
     parser.add_argument("--json", type=Path, help="also save the table here")
+    parser.add_argument("--only", default="", help="cases whose name holds this, and linear")
     parser.add_argument("--make-only", action="store_true", help="only write the checkpoints")
     options = parser.parse_args()
     folder = options.scratch / f"merge-{options.size:g}GB"
@@ -157,7 +166,12 @@ def main() -> None:
     subprocess.run([sys.executable, *sys.argv, "--make-only"], check=True)
     folders = [folder / name for name in NAMES]
     out = folder / "out"
-    commands = _commands(folders, out)
+    wanted = ("linear", "torch loaded", "floor, 3 inputs", "floor, 4 inputs")
+    commands = {
+        name: command
+        for name, command in _commands(folders, out).items()
+        if options.only in name or name in wanted
+    }
     results: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for run in range(options.runs + 1):
         for name, command in commands.items():
@@ -174,14 +188,19 @@ def _report(results: dict[str, list[dict[str, float]]], options: argparse.Namesp
     def median(name: str, figure: str) -> float:
         return statistics.median(run[figure] for run in results[name])
 
+    def ratio(name: str, other: str) -> float:
+        pairs = zip(results[name], results[other], strict=True)
+        return statistics.median(a["wall_s"] / b["wall_s"] for a, b in pairs)
+
     floors = {"linear": "floor, 3 inputs", "task_arithmetic": "floor, 4 inputs"}
     rows = []
     for name in results:
         row = {"case": name, **{f: median(name, f) for f in ("wall_s", "cpu_s", "peak_mb")}}
         row["above_torch_mb"] = row["peak_mb"] - median("torch loaded", "peak_mb")
         if floor := floors.get(name):
-            pairs = zip(results[name], results[floor], strict=True)
-            row["times_floor"] = statistics.median(a["wall_s"] / b["wall_s"] for a, b in pairs)
+            row["times_floor"] = ratio(name, floor)
+        if name not in ("torch loaded", "linear") and "floor" not in name:
+            row["times_linear"] = ratio(name, "linear")
         rows.append(row)
     machine = {
         "cores": os.cpu_count(), "processor": platform.machine(),
@@ -189,12 +208,16 @@ def _report(results: dict[str, list[dict[str, float]]], options: argparse.Namesp
         "size_gb": options.size, "runs": options.runs,
     }  # fmt: skip
     print(machine)
-    print(f"{'case':18}{'wall s':>9}{'cpu s':>9}{'peak MB':>9}{'over torch':>12}{'x floor':>9}")
+    print(
+        f"{'case':18}{'wall s':>9}{'cpu s':>9}{'peak MB':>9}{'over torch':>12}{'x floor':>9}"
+        f"{'x linear':>9}"
+    )
     for row in rows:
-        ratio = f"{row['times_floor']:9.2f}" if "times_floor" in row else f"{'':>9}"
+        ratios = [f"{row[key]:9.2f}" if key in row else f"{'':>9}" for key in
+                  ("times_floor", "times_linear")]  # fmt: skip
         print(
             f"{row['case']:18}{row['wall_s']:9.2f}{row['cpu_s']:9.2f}{row['peak_mb']:9.0f}"
-            f"{row['above_torch_mb']:12.0f}{ratio}"
+            f"{row['above_torch_mb']:12.0f}{''.join(ratios)}"
         )
     if options.json:
         options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")

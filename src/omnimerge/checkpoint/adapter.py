@@ -135,7 +135,7 @@ class AdaptedCheckpoint(Checkpoint):
     """
 
     def __init__(self, base: Checkpoint, adapter: Adapter, names: Mapping[str, str]) -> None:
-        files = (*base.files, *adapter.store.files)
+        files = (*base.files, *adapter.store.files, adapter.store.folder / CONFIG_NAME)
         reference = f"{base.reference} + {adapter.reference}"
         super().__init__(reference, base.folder, base.config, dict(base.tensors), files)
         self.base = base
