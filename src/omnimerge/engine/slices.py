@@ -14,7 +14,7 @@ from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size, torch_
 from omnimerge.engine.knowledge import tensor_statistics
 from omnimerge.engine.plan import CHUNK_ELEMENTS, MergePlan, TensorJob
 from omnimerge.errors import NonFiniteError
-from omnimerge.methods import LowRank, MergeMethod, Place, Statistics, scaled_by_depth
+from omnimerge.methods import LowRank, MergeMethod, Place, Statistics, added, scaled_by_depth
 
 # Elements that a method sees at once: all of its float32 operands then stay in the cache.
 _KERNEL_ELEMENTS = 1 << 16
@@ -81,10 +81,8 @@ class SliceWorker:
     def _from_factors(self, job: TensorJob, deltas: list[LowRank]) -> Tensor:
         """Merge adapters without multiplying their factors, as far as the method goes."""
         checkpoint, name = job.base  # type: ignore[misc]
-        base = checkpoint.read_tensor(name).float()
-        delta = merged_delta(self._plan, job, deltas)
-        dense = delta.dense() if isinstance(delta, LowRank) else delta
-        merged = base.add_(dense.view(base.shape)).flatten()
+        base = checkpoint.read_tensor(name)
+        merged = added(base, merged_delta(self._plan, job, deltas)).flatten()
         if not torch.isfinite(merged.sum()):
             names = ", ".join(model.reference for model, _ in job.sources)
             raise NonFiniteError(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from omnimerge.methods._in_memory import merge_state_dicts, merge_tensors
-from omnimerge.methods._low_rank import LowRank, truncate
+from omnimerge.methods._low_rank import LowRank, added, truncate
 from omnimerge.methods._ops import scaled_by_depth
 from omnimerge.methods._params import Param, Range
 from omnimerge.methods._registry import MergeMethod, Place, all_methods, get_method
@@ -51,6 +51,7 @@ __all__ = [
     "Range",
     "Statistics",
     "adamms",
+    "added",
     "all_methods",
     "arcee_fusion",
     "aswudi",

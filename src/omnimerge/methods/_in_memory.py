@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._low_rank import LowRank
+from omnimerge.methods._low_rank import LowRank, added
 from omnimerge.methods._ops import scaled_by_depth
 from omnimerge.methods._registry import MergeMethod, Place, get_method
 from omnimerge.methods._statistics import gather
@@ -125,9 +125,7 @@ def _merge(
 ) -> Tensor:
     factors = [model for model in models if isinstance(model, LowRank)]
     if method.low_rank and len(factors) == len(models) and base is not None:
-        delta = method.merge_low_rank(factors, parameters, place=place)
-        dense = delta.dense() if isinstance(delta, LowRank) else delta
-        return base.float() + dense.reshape(base.shape)
+        return added(base, method.merge_low_rank(factors, parameters, place=place))
     tensors, origin = _dense(models, base)
     return method.merge(tensors, origin, parameters, statistics=statistics, place=place)
 
@@ -176,5 +174,6 @@ def _check_tensors(
 
 
 def _finite(tensor: Tensor) -> bool:
-    values = tensor.float() if tensor.element_size() == 1 else tensor
-    return bool(torch.isfinite(values).all())
+    values = tensor.float() if tensor.element_size() < 4 else tensor
+    # A finite sum needs finite entries; the slower look is for sums that overflow.
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())

@@ -52,6 +52,22 @@ class LowRank:
         return upper.float() @ self.right
 
 
+def added(base: Tensor, delta: LowRank | Tensor) -> Tensor:
+    """Add a task vector to the base's tensor.
+
+    Args:
+        base: of any shape and floating-point dtype.
+        delta: (m, n) or factors of it, m · n being the base's number of elements.
+
+    Returns:
+        The sum: float32, a new tensor of the base's shape.
+    """
+    if isinstance(delta, LowRank):
+        matrix = base.float().reshape(delta.shape)
+        return torch.addmm(matrix, delta.left, delta.right).view(base.shape)
+    return base.float() + delta.reshape(base.shape)
+
+
 def in_joint_space(
     fn: Callable[[list[Tensor], Tensor], Tensor], deltas: Sequence[LowRank]
 ) -> LowRank:

@@ -3,8 +3,9 @@
 Shape letters used in this package: ``*shape`` = the shape of the one weight tensor being merged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -118,29 +119,56 @@ def svd(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def main_directions(
-    tensor: Float[Tensor, "m n"], count: int
+    tensor: Float[Tensor, "m n"], count: int, *, negligible: float = 0.0
 ) -> tuple[Float[Tensor, "m k"], Float[Tensor, "r"], Float[Tensor, "k n"]]:
     """Return the first singular directions of a matrix, by an eigenproblem on its smaller side.
 
-    In float64, so that squaring the matrix costs no digit that float32 has.
+    In float64, so that squaring the matrix costs no digit that float32 has. Where directions around
+    the k-th do not matter, a randomised range finder (Halko et al., 2011, Algorithm 4.4) is tried
+    first, which is much faster.
 
     Args:
         tensor: the matrix τ.
         count: k, at most r = min(m, n).
+        negligible: the share s_k² / ‖τ‖² up to which it does not matter which directions around
+            the k-th are taken; 0 for the exact ones in any case.
 
     Returns:
-        U_k, all singular values in descending order, and S_k V_kᵀ = U_kᵀ τ; float64.
+        U_k, singular values in descending order (all, or more than k), and S_k V_kᵀ = U_kᵀ τ;
+        float64.
     """
     wide = tensor.shape[0] <= tensor.shape[1]
-    matrix = tensor.double() if wide else tensor.double().T
-    values, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    matrix = tensor if wide else tensor.T
+    found = _sketched(matrix, count, negligible) if negligible else None
+    if found is None:
+        exact = matrix.double()
+        found = torch.linalg.eigh(exact @ exact.T)
+    values, vectors = found
     strengths, vectors = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)[:, :count]
-    other = vectors.T @ matrix  # S_k times the singular vectors of the longer side
+    other = vectors.T @ matrix.double()  # S_k times the singular vectors of the longer side
     if wide:
         return vectors, strengths, other
     scale = strengths[:count, None]
     unit = torch.where(scale > 0, other / scale.clamp(min=1e-300), torch.zeros_like(other))
     return unit.T, strengths, scale * vectors.T
+
+
+def _sketched(matrix: Tensor, count: int, negligible: float) -> tuple[Tensor, Tensor] | None:
+    """Leading eigenvalues (ascending) and eigenvectors of τ τᵀ, or None if they would not do."""
+    width = count + 64
+    if 2 * width > matrix.shape[0]:
+        return None
+    noise = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(0))
+    columns = matrix @ noise.to(matrix)
+    for _ in range(2):
+        columns = matrix @ (matrix.T @ torch.linalg.qr(columns).Q)
+    basis = torch.linalg.qr(columns.double()).Q
+    inner = (basis.T.to(matrix) @ matrix).double()
+    values, vectors = torch.linalg.eigh(inner @ inner.T)
+    total = float(matrix.double().square().sum())
+    if count and float(values[-count]) > negligible * total:
+        return None
+    return values, basis @ vectors
 
 
 def significant(values: Float[Tensor, "*batch r"], shape: Sequence[int]) -> Tensor:
@@ -222,6 +250,48 @@ def adam_quadratic(
         size = learning_rate / (1 - 0.9**step)
         tau.addcdiv_(first, (second / (1 - 0.999**step)).sqrt_().add_(1e-8), value=-size)
     return tau
+
+
+def chebyshev(function: Callable[[np.ndarray], np.ndarray], bound: float) -> Sequence[float] | None:
+    """Return the Chebyshev coefficients of a smooth function on [0, bound].
+
+    Args:
+        function: of an array of numbers.
+        bound: end of the interval.
+
+    Returns:
+        As few coefficients as hold it to float32's precision; None if 64 are too few.
+    """
+    nodes = np.cos(np.pi * (np.arange(64) + 0.5) / 64)
+    found = np.polynomial.chebyshev.chebfit(nodes, function((nodes + 1) / 2 * bound), 63)
+    floor = 1e-9 * np.abs(found).max()
+    last = int(np.flatnonzero(np.abs(found) > floor).max(initial=0))
+    return found[: last + 1].tolist() if last < 56 else None
+
+
+def matrix_chebyshev(
+    left: Float[Tensor, "m k"],
+    matrix: Float[Tensor, "k k"],
+    coefficients: Sequence[float],
+    bound: float,
+) -> Float[Tensor, "m k"]:
+    """Return left · f(matrix) for a Chebyshev series f on [0, bound] (Clenshaw's recurrence).
+
+    Args:
+        left: a matrix.
+        matrix: symmetric, its eigenvalues within [0, bound].
+        coefficients: of the series.
+        bound: end of the interval.
+
+    Returns:
+        The product; one product with `matrix` per coefficient was needed.
+    """
+    before, last = torch.zeros_like(left), torch.zeros_like(left)
+    for coefficient in reversed(coefficients[1:]):
+        turned = (last @ matrix) * (2 / bound) - last
+        before, last = last, coefficient * left + 2 * turned - before
+    turned = (last @ matrix) * (2 / bound) - last
+    return coefficients[0] * left + turned - before
 
 
 def kth_magnitude(tensor: Tensor, k: int) -> float:

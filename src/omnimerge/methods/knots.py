@@ -9,7 +9,7 @@ from torch import Tensor
 
 from omnimerge.errors import MethodError
 from omnimerge.methods._kernels import kernels
-from omnimerge.methods._ops import equal_weights, is_matrix, significant, svd, task_vectors
+from omnimerge.methods._ops import equal_weights, is_matrix, significant, task_vectors
 from omnimerge.methods._params import Range
 from omnimerge.methods._random import Stream
 from omnimerge.methods._registry import merge_method
@@ -72,15 +72,20 @@ def knots(
     tau = task_vectors(models, base)
     if not is_matrix(base):
         return base.float() + scale * tau.mean(dim=0)
-    side_by_side = torch.cat(list(tau), dim=1)
-    u, s, vt = svd(side_by_side.double())
+    # U and S from the Gram matrix of the task vectors side by side, the smaller one in practice.
+    gram = torch.zeros(base.shape[0], base.shape[0], dtype=torch.float64)
+    for part in tau:
+        gram += part.double() @ part.double().T
+    values, vectors = torch.linalg.eigh(gram)
+    s, u = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
     # The rank that float32 task vectors can show, not the one of float64 arithmetic.
-    used = significant(s.float(), side_by_side.shape)
-    parts = s[used, None] * vt[used]
+    used = significant(s.float(), (base.shape[0], len(tau) * base.shape[1]))
+    parts = u[:, used].T.float() @ torch.cat(list(tau), dim=1)
     signs = torch.where(parts.sum(dim=1) < 0, -1.0, 1.0)
-    parts = (parts * signs[:, None]).float().view(-1, len(tau), tau.shape[2])
+    parts = (parts * signs[:, None]).view(-1, len(tau), tau.shape[2])
     merged = _ties(parts.transpose(0, 1).contiguous(), weights, inner, density, stream)
-    return base.float() + scale * ((u[:, used] * signs).float() @ merged)
+    changed: Tensor = (u[:, used] * signs).float() @ merged
+    return base.float() + scale * changed
 
 
 def _ties(

@@ -1,8 +1,9 @@
 """OptMerge: optimise the merged task vector against interference, without its noise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,14 +12,19 @@ from omnimerge.errors import MethodError
 from omnimerge.methods._low_rank import LowRank, joint_space
 from omnimerge.methods._ops import (
     adam_quadratic,
+    chebyshev,
     is_matrix,
     main_directions,
+    matrix_chebyshev,
     matrix_shape,
     pull_towards,
     task_vectors,
 )
 from omnimerge.methods._params import Range
 from omnimerge.methods._registry import merge_method
+
+# Share of the distance to the minimum that is left, by eigenvalue.
+LeftOver = Callable[[np.ndarray], np.ndarray]
 
 
 class _Problem:
@@ -28,63 +34,85 @@ class _Problem:
         tau: the task vectors, or their cores.
         shape: (m, n) of the task vectors.
         variant: `auto`, `lora` or `full`.
+        negligible: see `main_directions`.
     """
 
-    def __init__(self, tau: Tensor, shape: tuple[int, int], variant: str) -> None:
+    def __init__(
+        self, tau: Tensor, shape: tuple[int, int], variant: str, negligible: float
+    ) -> None:
         rank = min(shape)
         kept = min(rank // len(tau), *tau.shape[1:])
-        found = [main_directions(t, kept) for t in tau]
+        found = [main_directions(t, kept, negligible=negligible) for t in tau]
         spread = [int((s > 1e-2 * s[0]).sum()) for _, s, _ in found if len(s)]
         low = max(spread, default=0) * 2 <= rank
         self.variant = variant if variant != "auto" else ("lora" if low else "full")
         self.start = tau.mean(dim=0)
-        self._u, self._s = [u for u, _, _ in found], [s[:kept] for _, s, _ in found]
+        self._negligible = negligible
         norms = [float(t.double().square().sum()) for t in tau]
-        self._shares = [1 / norm if norm > 0 else 0.0 for norm in norms]
-        parts = [r * w**0.5 for (_, _, r), w in zip(found, self._shares, strict=True)]
-        self._rows, self._tau = torch.cat(parts), tau
-
-    @property
-    def rows(self) -> Tensor:
-        """The R_t of all tasks, one below the other, with C = Σ R_tᵀ R_t; float32."""
-        return self._rows.float()
+        shares = [norm**-0.5 if norm > 0 else 0.0 for norm in norms]
+        # √C's rows R_t = S_k V_kᵀ / ‖τ_t‖, and low_t R_tᵀ = U_k S_k² / ‖τ_t‖ of the variant `lora`.
+        self.rows = torch.cat([r.float() * w for (_, _, r), w in zip(found, shares, strict=True)])
+        self._pulls = torch.cat(
+            [(u * s[:kept].square()) * w for (u, s, _), w in zip(found, shares, strict=True)], dim=1
+        )
+        self._tau, self._kept = tau, kept
 
     @property
     def pull(self) -> Tensor:
         """D of the variant `full`, float32."""
         centre = []
         for t in self._tau:
-            u, _, r = main_directions(t - self.start, len(self._s[0]))
+            u, _, r = main_directions(t - self.start, self._kept, negligible=self._negligible)
             centre.append((u @ r).float() + self.start)
-        return pull_towards(
-            torch.stack(centre), self.rows.view(len(centre), len(self._s[0]), self.rows.shape[1])
-        )
+        rows = self.rows.view(len(centre), self._kept, self.rows.shape[1])
+        return pull_towards(torch.stack(centre), rows)
 
-    def momentum_sgd(self, iterations: int, rate: float | None, momentum: float) -> Tensor:
+    def momentum_sgd(self, left_over: LeftOver) -> Tensor:
         """The last iterate of SGD with momentum from the mean, variant `lora`, in closed form.
 
-        Along an eigenvector of C with eigenvalue λ the distance e to the minimum follows
-        v ← μ v + 2 λ e, e ← e - rate · v. With P the eigenvectors as columns, after all steps
-        τ = τ_0 + (D C⁺ - τ_0) P diag(1 - e) Pᵀ. D P = Σ_t U_t S_t³ V_tᵀ P / ‖τ_t‖².
+        With R the rows of all tasks and G = R Rᵀ it is τ = τ_0 + E q(G) R, where
+        E_t = (low_t - τ_0) R_tᵀ and q(λ) = (1 - e(λ)) / λ, e(λ) being the share of the distance to
+        the minimum that is left along an eigenvector of eigenvalue λ. q is smooth, so that a short
+        Chebyshev series does; where it is not (large rates), G is decomposed.
         """
-        # Right singular vectors of the rows are the eigenvectors of C; their Gram is the smaller.
-        values, left = torch.linalg.eigh(self._rows @ self._rows.T)
-        usable = values > values.max().clamp(min=1e-300) * 1e-14
-        values, left = values[usable], left[:, usable]
-        vectors = self._rows.T @ left / values.sqrt()  # P: (n, rank)
-        inner = (self._rows @ vectors).view(len(self._s), len(self._s[0]), len(values))
-        target = torch.zeros(len(self.start), len(values), dtype=torch.float64)
-        for u, s, weight, part in zip(self._u, self._s, self._shares, inner, strict=True):
-            target += (u * s.square() * weight**0.5) @ part
-        error, velocity = torch.ones_like(values), torch.zeros_like(values)
-        step = 1e-4 if rate is None else rate
+        gram = self.rows @ self.rows.T
+        ahead = self._pulls.float() - self.start @ self.rows.T
+        # The largest eigenvalue is at most the largest sum of a row's magnitudes.
+        bound = float(gram.abs().sum(dim=1).max()) if gram.numel() else 0.0
+        if bound == 0:
+            return self.start.clone()
+        series = chebyshev(lambda x: (1 - left_over(x)) / x, bound)
+        if series is None:
+            values, vectors = torch.linalg.eigh(gram.double())
+            usable = values > values.max() * 1e-7
+            values, vectors = values[usable], vectors[:, usable]
+            share = torch.from_numpy((1 - left_over(values.numpy())) / values.numpy())
+            inner = ((ahead.double() @ vectors) * share) @ vectors.T
+        else:
+            inner = matrix_chebyshev(ahead, gram, series, bound)
+        moved: Tensor = self.start + inner.float() @ self.rows
+        return moved
+
+
+def _left_over(iterations: int, rate: float, momentum: float) -> LeftOver:
+    """e(λ): v ← μ v + 2 λ e, e ← e - rate · v, from e = 1."""
+
+    def left_over(values: np.ndarray) -> np.ndarray:
+        error, velocity = np.ones_like(values), np.zeros_like(values)
         for _ in range(iterations):
             velocity = momentum * velocity + 2 * values * error
-            error = error - step * velocity
-        origin = self.start.double()
-        moved = (target / values - origin @ vectors) * (1 - error)
-        merged: Tensor = origin + moved @ vectors.T
-        return merged.float()
+            error = error - rate * velocity
+        return error
+
+    return left_over
+
+
+def _negligible(left_over: LeftOver, directions: int) -> float:
+    """The share of ‖τ‖² below which a direction moves the result by less than 1e-6 of it."""
+    shares = np.logspace(-12, 0, 97)
+    moved = (1 - left_over(shares)) * np.sqrt(shares * max(1, directions))
+    fine = np.flatnonzero(np.abs(moved) > 1e-6)
+    return float(shares[fine[0] - 1]) if len(fine) and fine[0] else 0.0
 
 
 def _rate(learning_rate: float | None) -> float:
@@ -103,9 +131,10 @@ def _from_factors(
 ) -> LowRank | Tensor:
     """Merge factors on their cores; Adam moves every entry by itself, so that needs dense ones."""
     left, cores, right = joint_space(deltas)
-    problem = _Problem(torch.stack(cores), deltas[0].shape, variant)
+    problem = _Problem(torch.stack(cores), deltas[0].shape, variant, 0.0)
     if problem.variant == "lora":
-        merged = problem.momentum_sgd(iterations, learning_rate, momentum)
+        rate = 1e-4 if learning_rate is None else learning_rate
+        merged = problem.momentum_sgd(_left_over(iterations, rate, momentum))
         return LowRank(scale * (left @ merged), right)
     start = left @ torch.stack(cores).sum(dim=0) @ right
     pull, rows = left @ problem.pull @ right, problem.rows @ right
@@ -158,18 +187,22 @@ def optmerge(
 
     Differences from the authors' code:
         The steps of SGD with momentum on this quadratic are a polynomial in the eigenvalues of
-        C = Σ_t A_tᵀ A_t / ‖τ_t‖²; they are computed in closed form, in float64, where the code
-        loops in float16. In `full`, A_t comes from the task vector as it is, as in the code, and
-        not from the centred one, as Equation 3 has it. `auto` is ours.
+        C = Σ_t A_tᵀ A_t / ‖τ_t‖²; it is evaluated at once, where the code loops in float16. Where
+        directions around the k-th move the result by less than 1e-6 of it, the A_t come from a
+        randomised range finder. In `full`, A_t comes from the task vector as it is, as in the code,
+        and not from the centred one, as Equation 3 has it. `auto` is ours.
     """
     if base is None:
         raise MethodError("optmerge works on task vectors and needs a base")
     tau = task_vectors(models, base)
     if not is_matrix(base):
         return base.float() + scale * tau.mean(dim=0)
-    problem = _Problem(tau, matrix_shape(base), variant)
+    rate = 1e-4 if learning_rate is None else learning_rate
+    left_over = _left_over(iterations, rate, momentum)
+    negligible = _negligible(left_over, min(base.shape))
+    problem = _Problem(tau, matrix_shape(base), variant, negligible)
     if problem.variant == "lora":
-        merged = problem.momentum_sgd(iterations, learning_rate, momentum)
+        merged = problem.momentum_sgd(left_over)
     else:
         merged = adam_quadratic(
             tau.sum(dim=0), problem.pull, problem.rows, iterations, _rate(learning_rate)

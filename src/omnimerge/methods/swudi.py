@@ -1,7 +1,7 @@
 """SWUDI: the minimum of WUDI's loss in closed form, with its noisy directions left alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -63,8 +63,8 @@ def swudi(
         Wei et al. "Closed-Form Spectral Regularization for Multi-Task Model Merging." 2026 (SWUDI).
 
     Differences from the authors' code:
-        Where m T < n, only the m T eigenvectors that the task vectors span are looked for, in
-        float64; along the others nothing moves.
+        Where m T is clearly less than n, only the m T eigenvectors that the task vectors span are
+        looked for, in float64; along the others nothing moves.
     """
     if base is None:
         raise MethodError("swudi works on task vectors and needs a base")
@@ -72,11 +72,14 @@ def swudi(
     if not is_matrix(base):
         return base.float() + scale * tau.mean(dim=0)
     _, columns = full_shape or matrix_shape(base)
-    values, vectors, pull = _spectrum(tau)
-    gain = 1 - torch.exp(-time * values)
-    if rank_ratio is not None:
-        gain[math.ceil(rank_ratio * columns) :] = 0
-    return base.float() + scale * _filtered(tau, init, values, vectors, pull, gain)
+
+    def gain(values: Tensor) -> Tensor:
+        found = 1 - torch.exp(-time * values)
+        if rank_ratio is not None:
+            found[math.ceil(rank_ratio * columns) :] = 0
+        return found
+
+    return base.float() + scale * _moved(tau, init, gain)
 
 
 @merge_method(
@@ -132,50 +135,62 @@ def aswudi(
     tau = task_vectors(models, base)
     if not is_matrix(base):
         return base.float() + scale * tau.mean(dim=0)
-    values, vectors, pull = _spectrum(tau)
-    gain = torch.zeros_like(values)
-    gain[: _rank(values, rank_rule, full_shape or matrix_shape(base))] = 1
-    return base.float() + scale * _filtered(tau, init, values, vectors, pull, gain)
+    shape = full_shape or matrix_shape(base)
+
+    def gain(values: Tensor) -> Tensor:
+        found = torch.zeros_like(values)
+        found[: _rank(values, rank_rule, shape)] = 1
+        return found
+
+    return base.float() + scale * _moved(tau, init, gain)
 
 
-def _spectrum(tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues of C in descending order, its eigenvectors as columns, and D times those.
+def _moved(tau: Tensor, init: str, gain: Callable[[Tensor], Tensor]) -> Tensor:
+    """τ_0 moved towards the minimum by the share `gain(λ)` along every eigenvector of C.
 
-    C is n x n and has rank m T at most. Where that is less than n, its eigenvectors come from the
-    Gram matrix of the stacked rows, in float64. Otherwise all is done in the order and precision
-    of the authors' code, since rounding is amplified by 1 / λ.
+    C is n x n and has rank m T at most. Where that is clearly less than n, the Gram matrix of the
+    stacked rows is decomposed, else C itself, in the order and precision of the authors' code,
+    since rounding is amplified by 1 / λ.
     """
+    share = {"sum": 1.0, "mean": 1 / len(tau), "zero": 0.0}[init]
+    tasks, m, n = tau.shape
+    if tasks * m <= 0.75 * n:
+        return _moved_by_rows(tau, share, gain)
     norms = tau.flatten(start_dim=1).norm(dim=1).square()
     weights = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))[:, None, None]
-    tasks, m, n = tau.shape
-    if tasks * m >= n:
-        grams = tau.transpose(1, 2) @ tau
-        values, vectors = torch.linalg.eigh((weights * grams).sum(dim=0))
-        pull = (weights * (tau @ grams)).sum(dim=0) @ vectors.flip(1)
-        return values.flip(0).clamp(min=0), vectors.flip(1), pull
-    rows = (weights.sqrt() * tau).flatten(end_dim=1).double()
-    values, left = torch.linalg.eigh(rows @ rows.T)
+    grams = tau.transpose(1, 2) @ tau
+    values, vectors = torch.linalg.eigh((weights * grams).sum(dim=0))
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    pull = (weights * (tau @ grams)).sum(dim=0)
+    start = share * tau.sum(dim=0)
+    # All of it in the eigenbasis: forming D - τ_0 C first would lose digits where λ is small.
+    ahead = pull @ vectors - (start @ vectors) * values
+    moved: Tensor = start + (ahead * (gain(values) / values.clamp(min=_FLOOR))) @ vectors.T
+    return moved
+
+
+def _moved_by_rows(tau: Tensor, share: float, gain: Callable[[Tensor], Tensor]) -> Tensor:
+    """With R_t = τ_t / ‖τ_t‖ and G = R Rᵀ = L diag(λ) Lᵀ the eigenvectors of C are Rᵀ L / √λ.
+
+    So τ = τ_0 + E L diag(h / λ) Lᵀ R, E_t = (τ_t - τ_0) R_tᵀ, which is made of blocks of G.
+    """
+    tasks, m, _ = tau.shape
+    norms = tau.flatten(start_dim=1).double().norm(dim=1)
+    rows = (tau / norms.clamp(min=1e-30).float()[:, None, None]).double()
+    gram = torch.empty(tasks, m, tasks, m, dtype=torch.float64)
+    for i in range(tasks):
+        for j in range(i, tasks):
+            gram[i, :, j] = rows[i] @ rows[j].T
+            gram[j, :, i] = gram[i, :, j].T
+    start = torch.einsum("s,sitj->itj", share * norms, gram)  # τ_0 R_tᵀ
+    own = torch.stack([norms[t] * gram[t, :, t] for t in range(tasks)], dim=1)
+    values, left = torch.linalg.eigh(gram.view(tasks * m, tasks * m))
     usable = values > values.max().clamp(min=1e-300) * 1e-12
     values, left = values[usable].flip(0), left[:, usable].flip(1)
-    # R_t = τ_t / ‖τ_t‖ and R Q = U √λ, so D Q = Σ_t ‖τ_t‖ R_t R_tᵀ (R_t Q) needs no Q.
-    inner = (left * values.sqrt()).view(tasks, m, -1)
-    pull = torch.zeros(m, len(values), dtype=torch.float64)
-    for part, row, norm in zip(inner, rows.view(tasks, m, n), norms, strict=True):
-        pull += float(norm.sqrt()) * (row @ row.T @ part)
-    return values, rows.T @ left / values.sqrt(), pull
-
-
-def _filtered(
-    tau: Tensor, init: str, values: Tensor, vectors: Tensor, pull: Tensor, gain: Tensor
-) -> Tensor:
-    """τ_0 moved towards the minimum by the share `gain` along every eigenvector.
-
-    All of it in the eigenbasis: forming D - τ_0 C first would lose digits where λ is small.
-    """
-    start = {"sum": tau.sum(dim=0), "mean": tau.mean(dim=0), "zero": torch.zeros_like(tau[0])}[init]
-    start = start.to(values.dtype)
-    ahead = pull - (start @ vectors) * values
-    return (start + (ahead * (gain / values.clamp(min=_FLOOR))) @ vectors.T).float()
+    ahead = (own - start).reshape(m, tasks * m) @ left
+    inner = (ahead * (gain(values) / values)) @ left.T
+    moved: Tensor = share * tau.sum(dim=0) + inner.float() @ rows.flatten(end_dim=1).float()
+    return moved
 
 
 def _rank(values: Tensor, rule: str, shape: tuple[int, int]) -> int:
