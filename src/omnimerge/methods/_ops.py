@@ -120,55 +120,58 @@ def svd(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def main_directions(
     tensor: Float[Tensor, "m n"], count: int, *, negligible: float = 0.0
-) -> tuple[Float[Tensor, "m k"], Float[Tensor, "r"], Float[Tensor, "k n"]]:
+) -> tuple[Float[Tensor, "m k"], Float[Tensor, "k"], Float[Tensor, "k n"]]:
     """Return the first singular directions of a matrix, by an eigenproblem on its smaller side.
 
-    In float64, so that squaring the matrix costs no digit that float32 has. Where directions around
-    the k-th do not matter, a randomised range finder (Halko et al., 2011, Algorithm 4.4) is tried
-    first, which is much faster.
+    In float64, so that squaring the matrix costs no digit that float32 has. Where only few
+    directions matter, a randomised range finder finds them much faster (Halko et al., 2011,
+    Algorithm 4.4).
 
     Args:
         tensor: the matrix τ.
-        count: k, at most r = min(m, n).
-        negligible: the share s_k² / ‖τ‖² up to which it does not matter which directions around
-            the k-th are taken; 0 for the exact ones in any case.
+        count: how many directions are wanted, at most min(m, n).
+        negligible: directions with s² / ‖τ‖² up to this may be left out; 0: none.
 
     Returns:
-        U_k, singular values in descending order (all, or more than k), and S_k V_kᵀ = U_kᵀ τ;
-        float64.
+        U_k, the singular values s in descending order, and S_k V_kᵀ = U_kᵀ τ; float64, k ≤ count.
     """
     wide = tensor.shape[0] <= tensor.shape[1]
     matrix = tensor if wide else tensor.T
-    found = _sketched(matrix, count, negligible) if negligible else None
-    if found is None:
-        exact = matrix.double()
-        found = torch.linalg.eigh(exact @ exact.T)
-    values, vectors = found
-    strengths, vectors = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)[:, :count]
-    other = vectors.T @ matrix.double()  # S_k times the singular vectors of the longer side
+    values, vectors, other = _few_directions(matrix, negligible) or _all_directions(matrix)
+    strengths, vectors, other = values[:count].sqrt(), vectors[:, :count], other[:count]
     if wide:
         return vectors, strengths, other
-    scale = strengths[:count, None]
+    scale = strengths[:, None]
     unit = torch.where(scale > 0, other / scale.clamp(min=1e-300), torch.zeros_like(other))
     return unit.T, strengths, scale * vectors.T
 
 
-def _sketched(matrix: Tensor, count: int, negligible: float) -> tuple[Tensor, Tensor] | None:
-    """Leading eigenvalues (ascending) and eigenvectors of τ τᵀ, or None if they would not do."""
-    width = count + 64
-    if 2 * width > matrix.shape[0]:
-        return None
-    noise = torch.randn(matrix.shape[1], width, generator=torch.Generator().manual_seed(0))
-    columns = matrix @ noise.to(matrix)
-    for _ in range(2):
+def _all_directions(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues (descending) and eigenvectors Q of τ τᵀ, and Qᵀ τ."""
+    exact = matrix.double()
+    values, vectors = torch.linalg.eigh(exact @ exact.T)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    return values, vectors, vectors.T @ exact
+
+
+def _few_directions(matrix: Tensor, negligible: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """As `_all_directions`, without what is negligible; None if too much is not."""
+    total = negligible * float(matrix.double().square().sum())
+    generator = torch.Generator().manual_seed(0)
+    width = 64
+    while total > 0 and 3 * width <= matrix.shape[0]:
+        columns = matrix @ torch.randn(matrix.shape[1], width, generator=generator).to(matrix)
         columns = matrix @ (matrix.T @ torch.linalg.qr(columns).Q)
-    basis = torch.linalg.qr(columns.double()).Q
-    inner = (basis.T.to(matrix) @ matrix).double()
-    values, vectors = torch.linalg.eigh(inner @ inner.T)
-    total = float(matrix.double().square().sum())
-    if count and float(values[-count]) > negligible * total:
-        return None
-    return values, basis @ vectors
+        basis = torch.linalg.qr(columns).Q
+        inner = (basis.T @ matrix).double()
+        values, turn = torch.linalg.eigh(inner @ inner.T)
+        values, turn = values.flip(0).clamp(min=0), turn.flip(1)
+        if float(values[-1]) <= total:
+            kept = max(1, int((values > total).sum()))
+            turn = turn[:, :kept]
+            return values[:kept], basis.double() @ turn, turn.T @ inner
+        width *= 2
+    return None
 
 
 def significant(values: Float[Tensor, "*batch r"], shape: Sequence[int]) -> Tensor:
@@ -198,14 +201,12 @@ def orthogonalize(columns: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows
     return u @ vt
 
 
-def pull_towards(
-    centre: Float[Tensor, "models m n"], rows: Float[Tensor, "models k n"]
-) -> Float[Tensor, "m n"]:
+def pull_towards(centre: Sequence[Tensor], rows: Sequence[Tensor]) -> Float[Tensor, "m n"]:
     """Return D = Σ_t centre_t rows_tᵀ rows_t, the constant part of the gradient of WUDI's loss.
 
     Args:
-        centre: one centre per task.
-        rows: one weight matrix per task.
+        centre: one centre (m, n) per task.
+        rows: one weight matrix (k, n) per task.
 
     Returns:
         D, float32.

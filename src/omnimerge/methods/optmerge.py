@@ -44,18 +44,18 @@ class _Problem:
         kept = min(rank // len(tau), *tau.shape[1:])
         found = [main_directions(t, kept, negligible=negligible) for t in tau]
         spread = [int((s > 1e-2 * s[0]).sum()) for _, s, _ in found if len(s)]
-        low = max(spread, default=0) * 2 <= rank
-        self.variant = variant if variant != "auto" else ("lora" if low else "full")
+        widest = max(spread, default=0)
+        full = widest * 2 > rank or (widest == kept > 0 and _full_rank(tau, rank))
+        self.variant = variant if variant != "auto" else ("full" if full else "lora")
         self.start = tau.mean(dim=0)
-        self._negligible = negligible
+        self._tau, self._kept, self._negligible = tau, kept, negligible
         norms = [float(t.double().square().sum()) for t in tau]
         shares = [norm**-0.5 if norm > 0 else 0.0 for norm in norms]
-        # √C's rows R_t = S_k V_kᵀ / ‖τ_t‖, and low_t R_tᵀ = U_k S_k² / ‖τ_t‖ of the variant `lora`.
-        self.rows = torch.cat([r.float() * w for (_, _, r), w in zip(found, shares, strict=True)])
-        self._pulls = torch.cat(
-            [(u * s[:kept].square()) * w for (u, s, _), w in zip(found, shares, strict=True)], dim=1
-        )
-        self._tau, self._kept = tau, kept
+        # R_t = S_k V_kᵀ / ‖τ_t‖, and low_t R_tᵀ = U_k S_k² / ‖τ_t‖ of the variant `lora`.
+        self._parts = [r.float() * w for (_, _, r), w in zip(found, shares, strict=True)]
+        self.rows = torch.cat(self._parts)
+        pulls = [u * s.square() * w for (u, s, _), w in zip(found, shares, strict=True)]
+        self._pulls = torch.cat(pulls, dim=1)
 
     @property
     def pull(self) -> Tensor:
@@ -64,8 +64,7 @@ class _Problem:
         for t in self._tau:
             u, _, r = main_directions(t - self.start, self._kept, negligible=self._negligible)
             centre.append((u @ r).float() + self.start)
-        rows = self.rows.view(len(centre), self._kept, self.rows.shape[1])
-        return pull_towards(torch.stack(centre), rows)
+        return pull_towards(centre, self._parts)
 
     def momentum_sgd(self, left_over: LeftOver) -> Tensor:
         """The last iterate of SGD with momentum from the mean, variant `lora`, in closed form.
@@ -105,6 +104,12 @@ def _left_over(iterations: int, rate: float, momentum: float) -> LeftOver:
         return error
 
     return left_over
+
+
+def _full_rank(tau: Tensor, rank: int) -> bool:
+    """Whether a task vector has more than half of the rank that its shape allows."""
+    every = [main_directions(t, min(t.shape))[1] for t in tau]
+    return any(int((s > 1e-2 * s[0]).sum()) * 2 > rank for s in every if len(s))
 
 
 def _negligible(left_over: LeftOver, directions: int) -> float:
@@ -200,6 +205,8 @@ def optmerge(
     rate = 1e-4 if learning_rate is None else learning_rate
     left_over = _left_over(iterations, rate, momentum)
     negligible = _negligible(left_over, min(base.shape))
+    if variant != "lora":  # Adam moves every entry by the same amount: less is negligible
+        negligible = min(negligible, 1e-7)
     problem = _Problem(tau, matrix_shape(base), variant, negligible)
     if problem.variant == "lora":
         merged = problem.momentum_sgd(left_over)

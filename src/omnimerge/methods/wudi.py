@@ -9,9 +9,18 @@ from torch import Tensor
 
 from omnimerge.errors import MethodError
 from omnimerge.methods._low_rank import LowRank
-from omnimerge.methods._ops import adam_quadratic, is_matrix, pull_towards, task_vectors
+from omnimerge.methods._ops import (
+    adam_quadratic,
+    is_matrix,
+    main_directions,
+    pull_towards,
+    task_vectors,
+)
 from omnimerge.methods._params import Range
 from omnimerge.methods._registry import merge_method
+
+# Directions with less of ‖τ‖² than this change the result by about 1e-6 of it, if at all.
+_NEGLIGIBLE = 1e-7
 
 
 def _from_factors(
@@ -83,8 +92,9 @@ def wudi(
     tau = task_vectors(models, base)
     if not is_matrix(base):
         return base.float() + scale * tau.mean(dim=0)
-    rows = torch.stack([_normed(t) for t in tau])
-    pull = pull_towards(tau, rows)
-    stacked = rows.flatten(end_dim=1)
+    # R_t with R_tᵀ R_t = τ_tᵀ τ_t / ‖τ_t‖², of few rows where τ_t is of low rank.
+    found = [main_directions(t, min(t.shape), negligible=_NEGLIGIBLE)[2].float() for t in tau]
+    rows = [r / t.norm() if t.any() else r for r, t in zip(found, tau, strict=True)]
+    pull, stacked = pull_towards(list(tau), rows), torch.cat(rows)
     merged = adam_quadratic(tau.sum(dim=0), pull, stacked, iterations, learning_rate)
     return base.float() + scale * merged
