@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import tiny_adapters
 import tiny_models
 import yaml
 
@@ -12,6 +13,11 @@ import omnimerge
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.y*ml"))
 IDS = [file.name for file in EXAMPLES]
+
+
+def _adapter(checkpoints, folder, seed):
+    tiny_adapters.save(tiny_models.load("qwen2_vl", checkpoints("qwen2_vl")), folder, seed=seed)
+    return folder
 
 
 def test_there_are_examples():
@@ -24,7 +30,9 @@ def test_example_merges_tiny_models(file, checkpoints, tmp_path):
     recipe = omnimerge.load_recipe(raw)
     donor = "llava_onevision" if recipe.merge_method.takes_target else "qwen2_vl"
     models = [
-        {**entry, "model": str(checkpoints(donor, own=f"m{i}"))}
+        {"adapter": str(_adapter(checkpoints, tmp_path / f"adapter{i}", i))}
+        if "adapter" in entry
+        else {**entry, "model": str(checkpoints(donor, own=f"m{i}"))}
         for i, entry in enumerate(raw["models"])
     ]
     for role in ("target", "base"):
@@ -32,12 +40,13 @@ def test_example_merges_tiny_models(file, checkpoints, tmp_path):
             raw[role] = str(checkpoints("qwen2_vl"))
     plan = omnimerge.merge({**raw, "models": models}, tmp_path / "out")
     # 27 tensors of the language model; the projector's 6 too where all components are the same.
-    assert len(plan.merged) == {"adamms.yaml": 27, "task_arithmetic.yaml": 33}[file.name]
+    expected = {"adamms.yaml": 27, "task_arithmetic.yaml": 33, "adapters.yaml": 14}
+    assert len(plan.merged) == expected[file.name]
     assert not any(job.slot.startswith("vision.") for job in plan.merged)
     tiny_models.load("qwen2_vl", tmp_path / "out")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/recipe.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/recipe.md", "docs/adapters.md"])
 def test_recipes_in_the_docs_parse(page):
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
     assert blocks, page
@@ -46,7 +55,8 @@ def test_recipes_in_the_docs_parse(page):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/index.md", "docs/mapping.md", "docs/searching.md"]
+    "page",
+    ["README.md", "docs/index.md", "docs/mapping.md", "docs/searching.md", "docs/adapters.md"],
 )
 def test_commands_in_the_docs_exist_with_their_options(page):
     from omnimerge.cli import main

@@ -16,7 +16,9 @@ from omnimerge.methods import (
     merge_tensors,
 )
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
+# Of equal models these give the model; the others scale or sparsify its task vector.
+MEANS = {"adamms", "average", "karcher", "linear", "model_stock", "multislerp", "nuslerp"}
 SHAPES = [(7,), (4, 6), (2, 3, 5), (), (0,), (0, 4)]
 
 
@@ -81,6 +83,37 @@ def test_merging_copies_of_the_base_returns_the_base(method):
         copies = [LowRank(torch.ones(4, 2), torch.zeros(2, 6)) for _ in copies]
     merged = call(method, copies, base, **parameters(method))
     torch.testing.assert_close(merged, base)
+
+
+def test_equal_models(method):
+    models, base = draw(method, (4, 6))
+    merged = call(method, [models[0]] * count(method), base, **parameters(method))
+    assert merged.isfinite().all()
+    if method.name in MEANS:
+        torch.testing.assert_close(merged, models[0])
+
+
+def test_a_single_model(method):
+    models, base = draw(method, (4, 6))
+    if method.models[0] > 1:
+        with pytest.raises(MethodError, match="models, not 1"):
+            call(method, models[:1], base, **parameters(method))
+        return
+    merged = call(method, models[:1], base, **parameters(method))
+    assert merged.shape == base.shape and merged.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(method, value):
+    models, base = draw(method, (4, 6))
+    part = parts(models[-1])[0].clone()
+    part[1, 1] = value
+    spoilt = LowRank(part, models[-1].right) if method.adapters_only else part
+    where = f"of model {len(models) - 1} holds NaN or infinity"
+    with pytest.raises(MethodError, match=where):
+        call(method, [*models[:-1], spoilt], base, **parameters(method))
+    with pytest.raises(MethodError, match="of the base holds NaN or infinity"):
+        call(method, models, base * value, **parameters(method))
 
 
 def test_inputs_are_not_modified(method):

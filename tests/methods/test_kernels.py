@@ -86,7 +86,9 @@ def test_magnitudes_are_those_of_a_sort(dtype):
     counted = Magnitudes(2, lambda n: [1, n // 3, n, 0], "model")
     gather(counted, lambda: [([m[i] for m in models], base[i]) for i in range(3)])
     for t, model in enumerate(models):
-        tau = torch.cat([(m.float() - b.float()).flatten() for m, b in zip(model, base)])
+        tau = torch.cat(
+            [(m.float() - b.float()).flatten() for m, b in zip(model, base, strict=True)]
+        )
         wanted = [kth_magnitude(tau, k) for k in (1, len(tau) // 3, len(tau), 0)]
         assert counted.thresholds[:, t].tolist() == wanted
 

@@ -151,6 +151,11 @@ class AdaptedCheckpoint(Checkpoint):
         }
         self._gains: dict[str, Tensor] = {}
 
+    @property
+    def location(self) -> str:
+        """Where the weights lie, for people."""
+        return f"{self.base.location} + {self.adapter.store.location}"
+
     def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return what the adapter adds to a tensor, as two factors.
 

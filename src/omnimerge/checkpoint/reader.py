@@ -87,6 +87,11 @@ class Checkpoint:
                 )
         return cls(str(reference), folder, config, tensors, files)
 
+    @property
+    def location(self) -> str:
+        """Where the weights lie, for people."""
+        return str(self.folder)
+
     def meta(self, name: str) -> TensorMeta:
         """Return where the tensor `name` lies.
 

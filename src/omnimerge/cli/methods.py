@@ -36,6 +36,10 @@ def _describe(method: MergeMethod) -> str:
     needs = "models and their base" if method.needs_base else "models"
     if method.takes_target:
         needs = "the target and one donor"
+    if method.low_rank:
+        needs += ", adapters as factors"
+    if method.adapters_only:
+        needs = "LoRA adapters and their base"
     lines = [
         f"{method.name} ({method.family})",
         "",
@@ -79,6 +83,7 @@ def _to_dict(method: MergeMethod) -> dict[str, object]:
         "summary": method.summary,
         "paper": method.paper,
         "needs_base": method.needs_base,
+        "adapters": "only" if method.adapters_only else "factored" if method.low_rank else "dense",
         "select": method.select,
         "parameters": [
             {

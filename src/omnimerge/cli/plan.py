@@ -46,7 +46,7 @@ def command(
     click.echo(f"{plan.method.name}  {plan.recipe.all_parameters or ''}".rstrip())
     click.echo(f"target  {plan.target.folder}")
     for model in plan.models:
-        click.echo(f"model   {model.folder}")
+        click.echo(f"model   {model.location}")
     if plan.base:
         click.echo(f"base    {plan.base.folder}")
     rows = [("merged", len(plan.merged), plan.method.name)]

@@ -139,7 +139,7 @@ class MergePlan:
             "method": self.method.name,
             "parameters": self.recipe.all_parameters,
             "target": str(self.target.folder),
-            "models": [str(model.folder) for model in self.models],
+            "models": [model.location for model in self.models],
             "base": str(self.base.folder) if self.base else None,
             "select": self.recipe.selection,
             "tensors": {"merged": len(self.merged), "kept": len(self.jobs) - len(self.merged)},

@@ -55,7 +55,10 @@ def task_vectors(
         The task vectors: float32, one per model along the first dimension.
     """
     origin = base.float()
-    return torch.stack([model.float() - origin for model in models])
+    tau = torch.empty(len(models), *base.shape, device=base.device)
+    for row, model in zip(tau, models, strict=True):
+        row.copy_(model).sub_(origin)
+    return tau
 
 
 def scaled_by_depth(

@@ -85,12 +85,15 @@ def task_vector_blocks(models: Sequence[Tensor], base: Tensor | None) -> Iterato
     if base is None:
         raise MethodError("statistics of task vectors need a base")
     flat, origin = [model.flatten() for model in models], base.flatten()
+    # Memory that is used again: fresh tensors cost more in page faults than the arithmetic does.
     held = torch.empty(len(models) * min(_BLOCK, origin.numel()))
+    oldest = torch.empty(min(_BLOCK, origin.numel()))
     for start in range(0, origin.numel(), _BLOCK):
-        ancestor = origin[start : start + _BLOCK].float()
-        block = held[: len(models) * ancestor.numel()].view(len(models), -1)
+        part = slice(start, min(start + _BLOCK, origin.numel()))
+        ancestor = oldest[: part.stop - start].copy_(origin[part])
+        block = held[: len(models) * len(ancestor)].view(len(models), -1)
         for row, model in zip(block, flat, strict=True):
-            torch.sub(model[start : start + _BLOCK].float(), ancestor, out=row)
+            row.copy_(model[part]).sub_(ancestor)
         yield block
 
 

@@ -180,8 +180,8 @@ def _moved_by_rows(tau: Tensor, share: float, gain: Callable[[Tensor], Tensor]) 
     gram = torch.empty(tasks, m, tasks, m, dtype=torch.float64)
     for i in range(tasks):
         for j in range(i, tasks):
-            gram[i, :, j] = rows[i] @ rows[j].T
-            gram[j, :, i] = gram[i, :, j].T
+            block = rows[i] @ rows[j].T
+            gram[i, :, j], gram[j, :, i] = block, block.T
     start = torch.einsum("s,sitj->itj", share * norms, gram)  # τ_0 R_tᵀ
     own = torch.stack([norms[t] * gram[t, :, t] for t in range(tasks)], dim=1)
     values, left = torch.linalg.eigh(gram.view(tasks * m, tasks * m))
