@@ -23,7 +23,8 @@ def test_methods_agree_with_the_published_loops(tmp_path):
     assert [row["case"] for row in rows if row["error"] > 1e-4] == []
     assert {row["case"].removesuffix(" of adapters") for row in rows} == {
         "optmerge lora", "optmerge full", "optmerge full, no noise", "optmerge",
-        "wudi", "wudi, no noise", "swudi", "aswudi", "tsv", "iso_c", "iso_cts", "knots", "robustmerge",
+        "wudi", "wudi, no noise", "swudi", "aswudi", "tsv", "iso_c", "iso_cts",
+        "knots", "robustmerge",
     }  # fmt: skip
     for row in rows:
         assert {"case", "shape", "experts", "ours_s", "error", "aim", "met"} <= set(row)
