@@ -212,9 +212,10 @@ def merge_as_adapter(
     """
     from omnimerge.checkpoint.writer import refuse_existing
     from omnimerge.engine import adapter, build_plan, load_recipe
+    from omnimerge.errors import RecipeError
 
     if rank < 1:
-        raise ValueError(f"rank: {rank} is not positive")
+        raise RecipeError([f"rank: {rank} is not positive"], "the call")
     refuse_existing(Path(out), overwrite=overwrite)
     built = build_plan(load_recipe(recipe, replace={"dtype": "float32"}), force=force)
     return adapter.merge_as_adapter(

@@ -39,11 +39,17 @@ def test_factors_merge_as_their_products_do(name, shape):
     base = torch.zeros(shape)
     dense = [delta.dense() for delta in deltas]
     keywords = {"iterations": 30, "learning_rate": 1e-4} if name == "wudi" else {}
-    # One direction is left by the rank rule exactly where it is clear: not at a tie.
     merged = merge_tensors(name, deltas, base, scale=0.7, **keywords)
     expected = merge_tensors(name, dense, base, scale=0.7, **keywords)
     assert (merged - expected).norm() <= 1e-4 * expected.norm()
     assert expected.norm() > 0.1
+
+
+@pytest.mark.parametrize("name", [*FACTORED, "robustmerge"])
+def test_what_no_adapter_changes_stays_the_bases(name):
+    base = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    nothing = LowRank(torch.zeros(6, 0), torch.zeros(0, 8))
+    assert torch.equal(merge_tensors(name, [nothing, nothing], base), base)
 
 
 def test_factors_for_methods_without_a_form_for_them_are_multiplied():

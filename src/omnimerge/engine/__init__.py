@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from omnimerge.engine.loading import load_recipe
 from omnimerge.engine.plan import MergePlan, TensorJob, build_plan, with_parameters
-from omnimerge.engine.recipe import Recipe, load_recipe
+from omnimerge.engine.recipe import Recipe
 
 if TYPE_CHECKING:
     from omnimerge.engine.execute import merged_tensors, run_plan

@@ -22,7 +22,7 @@ from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.manifest import manifest, versions
 from omnimerge.engine.plan import MergePlan, TensorJob
 from omnimerge.engine.slices import SliceWorker, low_rank_deltas, merged_delta, slices_of
-from omnimerge.errors import NotMergeableError, OutputError
+from omnimerge.errors import NotMergeableError, OutputError, RecipeError
 from omnimerge.methods import LowRank, truncate
 
 _Change = tuple[str, "Tensor | LowRank"]
@@ -114,8 +114,11 @@ def extract_adapter(
 
     Raises:
         OutputError: if `out` exists, or tensors changed that no adapter can hold.
+        RecipeError: if neither or both of `rank` and `energy` are given.
         NotMergeableError: if the model is no descendant of the base.
     """
+    if (rank is None) == (energy is None):
+        raise RecipeError(["give either rank or energy"], "the call")
     refuse_existing(out, overwrite=overwrite)
     ancestor, tuned = Checkpoint.open(base), Checkpoint.open(model)
     alignment = align(ancestor, tuned, select=select)

@@ -25,7 +25,7 @@ from omnimerge.engine._mergekit_inputs import (
 from omnimerge.engine._mergekit_methods import METHODS, PeerMethod
 from omnimerge.engine._mergekit_parameters import Outline, Shape, settle
 from omnimerge.engine._mergekit_settings import Site
-from omnimerge.engine.recipe import _read_yaml
+from omnimerge.engine.loading import read_yaml
 from omnimerge.errors import CheckpointError, ConversionError, LayoutError, suggestion
 from omnimerge.methods import all_methods
 
@@ -57,7 +57,7 @@ def convert_file(path: str | Path, *, layers: int | None = None) -> Converted:
         RecipeError: if the file cannot be read.
         ConversionError: if something in it has no equivalent; all problems at once.
     """
-    return convert(_read_yaml(Path(path)), str(path), layers=layers)
+    return convert(read_yaml(Path(path)), str(path), layers=layers)
 
 
 def convert(

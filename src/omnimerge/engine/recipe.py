@@ -1,26 +1,22 @@
-"""A recipe: which checkpoints, which method, which coefficients. Parsed once, then frozen."""
+"""A recipe: which checkpoints, which method, which coefficients. See `loading` for files."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from omnimerge.errors import RecipeError, UnknownMethodError, suggestion
-from omnimerge.methods import MergeMethod, all_methods, get_method
+from omnimerge.errors import RecipeError, UnknownMethodError
+from omnimerge.methods import MergeMethod, get_method
 
 Selection = Literal["all", "language_model", "linear"]
 _UNITS = {
@@ -225,147 +221,6 @@ class Recipe(_Strict):
     def model_count(self) -> int:
         """Return how many tensors the method gets, the target included where it takes it."""
         return len(self.models) + self.merge_method.takes_target
-
-
-def load_recipe(
-    source: str | Path | Mapping[str, Any] | Recipe,
-    *,
-    replace: Mapping[str, Any] | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    defaults: Mapping[str, Any] | None = None,
-) -> Recipe:
-    """Read and check a recipe.
-
-    Relative paths in a file are looked up beside the file first, then in the working directory.
-
-    Args:
-        source: a YAML file, or the mapping it would hold.
-        replace: keys that replace the recipe's, as options of the command line do.
-        parameters: keywords of the method that replace single ones of the recipe's.
-        defaults: keywords of the method to use where the recipe has none, such as the one that a
-            search is going to set; those that the method does not have are ignored.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        RecipeError: if anything is wrong with it; all problems are reported at once.
-    """
-    if isinstance(source, Recipe):
-        if not replace and not parameters:
-            return source
-        source = source.model_dump(exclude_unset=True)
-    if isinstance(source, Mapping):
-        raw, name = dict(source), "recipe"
-    else:
-        path = Path(source)
-        raw, name = _beside(_read_yaml(path), path.parent), str(path)
-    raw |= replace or {}
-    method = all_methods().get(str(raw.get("method")))
-    given = raw.get("parameters") or {}
-    if isinstance(given, Mapping):
-        known = {param.name for param in method.params} if method else set()
-        usable = {key: value for key, value in (defaults or {}).items() if key in known}
-        raw["parameters"] = {**usable, **given, **(parameters or {})}
-    return _validate(raw, name)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise RecipeError([f"cannot be read: {error.strerror}"], str(path)) from error
-    except _NOT_YAML as error:
-        raise RecipeError([" ".join(str(error).split())], str(path)) from error
-    if not isinstance(raw, dict):
-        raise RecipeError(["it holds no keys; see `omnimerge plan --help` for one"], str(path))
-    return raw
-
-
-# PyYAML lets errors of its converters through, such as a date with a thirteenth month.
-_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key that is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key!r} is given twice in the block at line {line}")
-        return super().construct_mapping(node, deep)
-
-
-def _beside(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    def resolve(value: Any) -> Any:
-        with contextlib.suppress(OSError):  # a text that is no path is reported later
-            if isinstance(value, str) and value and (folder / value).is_dir():
-                return str(folder / value)
-        return value
-
-    found = dict(raw)
-    for key in ("target", "base"):
-        if key in found:
-            found[key] = resolve(found[key])
-    if isinstance(found.get("models"), list):
-        found["models"] = [
-            {key: resolve(each) if key != "weight" else each for key, each in entry.items()}
-            if isinstance(entry, dict)
-            else resolve(entry)
-            for entry in found["models"]
-        ]
-    return found
-
-
-def _validate(raw: dict[str, Any], source: str) -> Recipe:
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        problems = [line for item in error.errors() for line in _problem(item)]
-        if not any("_fits_the_method" in str(item) for item in error.errors()):
-            problems += _late_problems(raw, problems)
-        raise RecipeError(list(dict.fromkeys(problems)), source) from None
-
-
-def _problem(item: Any) -> list[str]:
-    where = ".".join(str(part) for part in item["loc"])
-    kind, message = item["type"], item["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        return [f"{where}: unknown key{_hint(item['loc'])}"]
-    if kind == "missing":
-        return [f"{where}: missing"]
-    if kind == "value_error" and not where:
-        return str(message).splitlines()
-    shown = repr(item["input"])
-    return [f"{where}: {message}" + (f" (got {shown})" if len(shown) < 80 else "")]
-
-
-def _hint(location: tuple[Any, ...]) -> str:
-    """Closest known key at this place of the recipe, or the list of them."""
-    schema: type[BaseModel] = Recipe
-    if location[0] == "models":
-        schema = ModelEntry
-    elif location[0] == "overrides":
-        schema = Match if "match" in location else Override
-    known = list(schema.model_fields)
-    return suggestion(str(location[-1]), known) or f"; known: {', '.join(known)}"
-
-
-def _late_problems(raw: dict[str, Any], found: list[str]) -> list[str]:
-    """Problems with the method, where other problems kept pydantic from looking for them."""
-    known = {key: value for key, value in raw.items() if key in Recipe.model_fields}
-    broken = {problem.split(":")[0].split(".")[0] for problem in found}
-    if broken & {"method", "models", "parameters"} or not {"method", "models"} <= set(known):
-        return []
-    relevant = ("method", "target", "base", "models", "parameters")
-    try:
-        Recipe.model_validate({key: known[key] for key in relevant if key in known})
-    except ValidationError as error:
-        return [line for item in error.errors() for line in _problem(item)]
-    return []
 
 
 def _method_problems(recipe: Recipe) -> list[str]:

@@ -14,7 +14,15 @@ from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size, torch_
 from omnimerge.engine.knowledge import tensor_statistics
 from omnimerge.engine.plan import CHUNK_ELEMENTS, MergePlan, TensorJob
 from omnimerge.errors import NonFiniteError
-from omnimerge.methods import LowRank, MergeMethod, Place, Statistics, added, scaled_by_depth
+from omnimerge.methods import (
+    LowRank,
+    MergeMethod,
+    Place,
+    Statistics,
+    added,
+    depth_factor,
+    scaled_by_depth,
+)
 
 # Elements that a method sees at once: all of its float32 operands then stay in the cache.
 _KERNEL_ELEMENTS = 1 << 16
@@ -72,9 +80,7 @@ class SliceWorker:
     def _whole(self, job: TensorJob, raw: list[Tensor]) -> Tensor:
         floats = [tensor.float().reshape(job.output.shape) for tensor in raw]
         if not all(torch.isfinite(each.sum()) for each in floats):
-            self._explain_non_finite(
-                job, raw, floats[0]
-            )  # no decomposition of these would end well
+            self._explain_non_finite(job, raw, floats[0])  # before a decomposition fails on it
         merged = self._merge(job, floats, raw, 0).flatten()
         return _rounded(job, merged, torch.empty_like(merged, dtype=_dtype(job)))
 
@@ -83,7 +89,7 @@ class SliceWorker:
         checkpoint, name = job.base  # type: ignore[misc]
         base = checkpoint.read_tensor(name)
         merged = added(base, merged_delta(self._plan, job, deltas)).flatten()
-        if not torch.isfinite(merged.sum()):
+        if not torch.isfinite(merged).all():
             names = ", ".join(model.reference for model, _ in job.sources)
             raise NonFiniteError(
                 f"tensor {job.output.name!r} of {names}, or of their base, holds NaN or infinity"
@@ -202,8 +208,7 @@ def merged_delta(plan: MergePlan, job: TensorJob, deltas: list[LowRank]) -> LowR
     delta = plan.method.merge_low_rank(deltas, job.parameters, place=place)
     if plan.recipe.lines is None:
         return delta
-    alpha, beta = plan.recipe.lines.pair
-    share = alpha + beta * (job.depth or 0.0)
+    share = depth_factor(plan.recipe.lines.pair, job.depth)
     return LowRank(share * delta.left, delta.right) if isinstance(delta, LowRank) else share * delta
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from omnimerge.methods._in_memory import merge_state_dicts, merge_tensors
 from omnimerge.methods._low_rank import LowRank, added, truncate
-from omnimerge.methods._ops import scaled_by_depth
+from omnimerge.methods._ops import depth_factor, scaled_by_depth
 from omnimerge.methods._params import Param, Range
 from omnimerge.methods._registry import MergeMethod, Place, all_methods, get_method
 from omnimerge.methods._statistics import Statistics, gather
@@ -64,6 +64,7 @@ __all__ = [
     "dare_ties",
     "della",
     "della_linear",
+    "depth_factor",
     "drop_linear",
     "gather",
     "get_method",

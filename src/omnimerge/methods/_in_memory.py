@@ -1,7 +1,7 @@
 """Merge tensors or whole models that are in memory, by the name of a method."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,9 +54,7 @@ def merge_state_dicts(
     _check_names(models, base)
     if lines and not chosen.needs_base:
         raise MethodError(f"lines scales task vectors, which {method} has none of")
-    adapted = any(isinstance(value, LowRank) for model in models for value in model.values())
-    if chosen.adapters_only and not adapted:
-        raise MethodError(f"{method} merges LoRA adapters; give the factors, as LowRank")
+    _check_adapters(chosen, (value for model in models for value in model.values()))
 
     def inputs(name: str) -> tuple[list[Tensor | LowRank], Tensor | None]:
         return [model[name] for model in models], None if base is None else base[name]
@@ -109,8 +107,7 @@ def merge_tensors(
     """
     chosen = get_method(method)
     chosen.check(len(models), has_base=base is not None, parameters=parameters)
-    if chosen.adapters_only and not any(isinstance(m, LowRank) for m in models):
-        raise MethodError(f"{method} merges LoRA adapters; give the factors, as LowRank")
+    _check_adapters(chosen, models)
     _check_tensors(chosen, models, base)
     return _merge(chosen, models, base, parameters, None, Place(seed=seed))
 
@@ -126,8 +123,7 @@ def _merge(
     factors = [model for model in models if isinstance(model, LowRank)]
     if method.low_rank and len(factors) == len(models) and base is not None:
         return added(base, method.merge_low_rank(factors, parameters, place=place))
-    tensors, origin = _dense(models, base)
-    return method.merge(tensors, origin, parameters, statistics=statistics, place=place)
+    return method.merge(*_dense(models, base), parameters, statistics=statistics, place=place)
 
 
 def _dense(
@@ -141,6 +137,11 @@ def _dense(
         for model in models
     ]
     return tensors, base
+
+
+def _check_adapters(method: MergeMethod, values: Iterable[Tensor | LowRank]) -> None:
+    if method.adapters_only and not any(isinstance(value, LowRank) for value in values):
+        raise MethodError(f"{method.name} merges LoRA adapters; give the factors, as LowRank")
 
 
 def _is_merged(tensor: Tensor | LowRank) -> bool:

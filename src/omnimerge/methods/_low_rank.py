@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from omnimerge.methods._ops import range_basis, svd
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -143,8 +145,8 @@ def truncate(
     """
     if isinstance(delta, LowRank):
         left, (core,), right = joint_space([delta])
-        found = torch.linalg.svd(core.double(), full_matrices=False)
-        u, s, vt = left.double() @ found[0], found[1], found[2] @ right.double()
+        inner_u, s, inner_vt = svd(core.double())
+        u, vt = left.double() @ inner_u, inner_vt @ right.double()
         total = float(s.square().sum())
     else:
         total = float(delta.double().square().sum())
@@ -169,20 +171,9 @@ def _leading(
     width = 32 if rank is None else rank + 16
     generator = torch.Generator().manual_seed(seed)
     while 4 * width < smaller and smaller > 256:
-        found = _randomized_svd(delta, width, generator)
-        if rank is not None or float(found[1].square().sum()) >= (energy or 1.0) * total:
-            return found
+        basis = range_basis(delta, width, generator, powers=4)
+        u, s, vt = svd((basis.T @ delta).double())
+        if rank is not None or float(s.square().sum()) >= (energy or 1.0) * total:
+            return basis.double() @ u, s, vt
         width *= 2
-    u, s, vt = torch.linalg.svd(delta.double(), full_matrices=False)
-    return u, s, vt
-
-
-def _randomized_svd(
-    delta: Tensor, width: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    columns = delta @ torch.randn(delta.shape[1], width, generator=generator)
-    for _ in range(4):
-        columns = delta @ (delta.T @ torch.linalg.qr(columns).Q)
-    basis = torch.linalg.qr(columns.double()).Q
-    u, s, vt = torch.linalg.svd((basis.float().T @ delta).double(), full_matrices=False)
-    return basis @ u, s, vt
+    return svd(delta.double())

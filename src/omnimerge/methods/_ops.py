@@ -67,7 +67,7 @@ def scaled_by_depth(
     lines: tuple[float, float],
     depth: float | None,
 ) -> Float[Tensor, "*shape"]:
-    """Scale a merged task vector by its layer's depth (Wang et al., ICLR 2025, LiNeS).
+    """Scale a merged task vector by its layer's depth; see `depth_factor`.
 
     Args:
         merged: θ_base + τ.
@@ -78,9 +78,22 @@ def scaled_by_depth(
     Returns:
         θ_base + (α + β · depth) τ, float32.
     """
-    alpha, beta = lines
     origin = base.float()
-    return origin.add(merged - origin, alpha=alpha + beta * (depth or 0.0))
+    return origin.add(merged - origin, alpha=depth_factor(lines, depth))
+
+
+def depth_factor(lines: tuple[float, float], depth: float | None) -> float:
+    """Return LiNeS' factor α + β · depth (Wang et al., ICLR 2025).
+
+    Args:
+        lines: α and β.
+        depth: 0 for the first layer to 1 for the last; None outside of the layers, as 0.
+
+    Returns:
+        The factor on a task vector.
+    """
+    alpha, beta = lines
+    return alpha + beta * (depth or 0.0)
 
 
 def is_matrix(tensor: Tensor) -> bool:
@@ -157,15 +170,34 @@ def _all_directions(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values, vectors, vectors.T @ exact
 
 
+def range_basis(
+    matrix: Float[Tensor, "m n"], width: int, generator: torch.Generator, *, powers: int
+) -> Float[Tensor, "m w"]:
+    """Return orthonormal columns that hold a matrix's leading left singular directions.
+
+    Args:
+        matrix: float32.
+        width: number of columns, more than the directions that are wanted.
+        generator: to draw the sketch from.
+        powers: how often the matrix and its transpose are applied, to tell close ones apart.
+
+    Returns:
+        The basis (Halko et al., 2011, Algorithm 4.4).
+    """
+    columns = matrix @ torch.randn(matrix.shape[1], width, generator=generator).to(matrix)
+    for _ in range(powers):
+        columns = matrix @ (matrix.T @ torch.linalg.qr(columns).Q)
+    basis: Tensor = torch.linalg.qr(columns).Q
+    return basis
+
+
 def _few_directions(matrix: Tensor, negligible: float) -> tuple[Tensor, Tensor, Tensor] | None:
     """As `_all_directions`, without what is negligible; None if too much is not."""
     total = negligible * float(matrix.double().square().sum())
     generator = torch.Generator().manual_seed(0)
     width = 64
     while total > 0 and 3 * width <= matrix.shape[0]:
-        columns = matrix @ torch.randn(matrix.shape[1], width, generator=generator).to(matrix)
-        columns = matrix @ (matrix.T @ torch.linalg.qr(columns).Q)
-        basis = torch.linalg.qr(columns).Q
+        basis = range_basis(matrix, width, generator, powers=1)
         inner = (basis.T @ matrix).double()
         values, turn = torch.linalg.eigh(inner @ inner.T)
         values, turn = values.flip(0).clamp(min=0), turn.flip(1)

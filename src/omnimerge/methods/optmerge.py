@@ -120,9 +120,9 @@ def _negligible(left_over: LeftOver, directions: int) -> float:
     return float(shares[fine[0] - 1]) if len(fine) and fine[0] else 0.0
 
 
-def _rate(learning_rate: float | None) -> float:
-    """Adam's default."""
-    return 1e-5 if learning_rate is None else learning_rate
+def _rates(learning_rate: float | None) -> tuple[float, float]:
+    """The learning rates of SGD (`lora`) and of Adam (`full`)."""
+    return (1e-4, 1e-5) if learning_rate is None else (learning_rate, learning_rate)
 
 
 def _from_factors(
@@ -137,13 +137,13 @@ def _from_factors(
     """Merge factors on their cores; Adam moves every entry by itself, so that needs dense ones."""
     left, cores, right = joint_space(deltas)
     problem = _Problem(torch.stack(cores), deltas[0].shape, variant, 0.0)
+    sgd_rate, adam_rate = _rates(learning_rate)
     if problem.variant == "lora":
-        rate = 1e-4 if learning_rate is None else learning_rate
-        merged = problem.momentum_sgd(_left_over(iterations, rate, momentum))
+        merged = problem.momentum_sgd(_left_over(iterations, sgd_rate, momentum))
         return LowRank(scale * (left @ merged), right)
     start = left @ torch.stack(cores).sum(dim=0) @ right
     pull, rows = left @ problem.pull @ right, problem.rows @ right
-    return scale * adam_quadratic(start, pull, rows, iterations, _rate(learning_rate))
+    return scale * adam_quadratic(start, pull, rows, iterations, adam_rate)
 
 
 @merge_method(
@@ -194,16 +194,17 @@ def optmerge(
         The steps of SGD with momentum on this quadratic are a polynomial in the eigenvalues of
         C = Σ_t A_tᵀ A_t / ‖τ_t‖²; it is evaluated at once, where the code loops in float16. Where
         directions around the k-th move the result by less than 1e-6 of it, the A_t come from a
-        randomised range finder. In `full`, A_t comes from the task vector as it is, as in the code,
-        and not from the centred one, as Equation 3 has it. `auto` is ours.
+        randomised range finder; in `full` those with less than 1e-7 of ‖τ_t‖² are left out, which
+        changes the result by a few 1e-6 of it. There, A_t comes from the task vector as it is,
+        as in the code, and not from the centred one, as Equation 3 has it. `auto` is ours.
     """
     if base is None:
         raise MethodError("optmerge works on task vectors and needs a base")
     tau = task_vectors(models, base)
     if not is_matrix(base):
         return base.float() + scale * tau.mean(dim=0)
-    rate = 1e-4 if learning_rate is None else learning_rate
-    left_over = _left_over(iterations, rate, momentum)
+    sgd_rate, adam_rate = _rates(learning_rate)
+    left_over = _left_over(iterations, sgd_rate, momentum)
     negligible = _negligible(left_over, min(base.shape))
     if variant != "lora":  # Adam moves every entry by the same amount: less is negligible
         negligible = min(negligible, 1e-7)
@@ -211,7 +212,5 @@ def optmerge(
     if problem.variant == "lora":
         merged = problem.momentum_sgd(left_over)
     else:
-        merged = adam_quadratic(
-            tau.sum(dim=0), problem.pull, problem.rows, iterations, _rate(learning_rate)
-        )
+        merged = adam_quadratic(tau.sum(dim=0), problem.pull, problem.rows, iterations, adam_rate)
     return base.float() + scale * merged
