@@ -386,6 +386,8 @@ def test_heads_and_rope_base_that_a_config_leaves_out_come_from_the_class(checkp
     leaf=st.sampled_from(["weight", "bias"]),
 )
 def test_slots_invert(layout, layer, inner, leaf):
-    (disk,) = [name for name, slot in layout.block.items() if slot == inner]
+    disk, entry = next((n, e) for n, e in layout.block.items() if inner in e.slots)
     name = f"{layout.layers.replace('{i}', str(layer))}{disk}.{leaf}"
-    assert layout.llm_slot(name) == f"llm.layers.{layer}.{inner}.{leaf}"
+    branch = f"@{entry.branch}" if entry.branch else ""
+    slot = layout.slots([name], {layer: layer})[name]
+    assert slot == f"llm.layers.{layer}.{'+'.join(entry.slots)}.{leaf}{branch}"

@@ -24,6 +24,7 @@ TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,

@@ -1,6 +1,7 @@
 """Tensor names to slots, and slots to an alignment between two checkpoints."""
 
-from omnimerge.arch.align import GATES, SELECTIONS, VOCABULARIES, Alignment, Merged, align
+from omnimerge.arch.align import SELECTIONS, VOCABULARIES, align
+from omnimerge.arch.alignment import GATES, Alignment, Merged
 from omnimerge.arch.ancestor import Ancestor
 from omnimerge.arch.geometry import Geometry, geometry
 from omnimerge.arch.layout import (
@@ -12,6 +13,7 @@ from omnimerge.arch.layout import (
     layer_index,
     layouts,
     memory_names,
+    read_layouts,
     slot_map,
 )
 from omnimerge.arch.summary import summarize
@@ -34,6 +36,7 @@ __all__ = [
     "layer_index",
     "layouts",
     "memory_names",
+    "read_layouts",
     "slot_map",
     "summarize",
 ]

@@ -2,127 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from omnimerge.arch.ancestor import ANCESTOR_GATE, Ancestor, measure_ancestor, same_slice
-from omnimerge.arch.geometry import Geometry, geometry
+from omnimerge.arch.alignment import Alignment, Merged
+from omnimerge.arch.ancestor import same_slice
+from omnimerge.arch.gates import check_ancestor, check_completeness, check_geometry
+from omnimerge.arch.geometry import geometry
+from omnimerge.arch.heterogeneity import heterogeneity
 from omnimerge.arch.layout import (
+    BRANCHES,
     COMPONENTS,
+    Layout,
     SlotMap,
     component,
     is_buffer,
-    layer_index,
     slot_map,
+    split_branch,
 )
-from omnimerge.arch.vocabulary import comparable, vocabulary_difference
-from omnimerge.checkpoint import Checkpoint
+from omnimerge.arch.rows import Piece, Run, SlotRows, compose
+from omnimerge.arch.vocabulary import comparable, shared_rows, vocabulary_difference
+from omnimerge.checkpoint import Checkpoint, Segment
 from omnimerge.checkpoint.dtypes import is_floating, is_known
-from omnimerge.errors import LayoutError, RecipeError, suggestion
+from omnimerge.errors import RecipeError, suggestion
 
 SELECTIONS = ("all", "language_model", "linear")
-VOCABULARIES = ("auto", "target")
-GATES = ("geometry", "ancestor", "finite")
+VOCABULARIES = ("auto", "target", "overlap")
+BRANCH_KEYS = ("shared", *BRANCHES)
+BRANCH_VALUES = ("text", "vision", "keep")
 
-_VOCABULARY_SLOTS = ("llm.embed.weight", "llm.head.weight")
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """A target tensor that gets a contribution: from which donor tensors, by which operation."""
-
-    target: str
-    sources: tuple[str, ...]
-    op: str
-    slot: str
-
-
-@dataclass
-class Alignment:
-    """What of a donor goes where in a target, and what does not, each with its reason.
-
-    Attributes:
-        target: the target checkpoint.
-        donor: the donor checkpoint.
-        target_slots: slots of the target.
-        donor_slots: slots of the donor.
-        target_geometry: geometry of the target's language model.
-        donor_geometry: geometry of the donor's language model.
-        merged: target tensors with a counterpart, in the target's order.
-        kept: target tensors without one -> reason.
-        unused: donor tensors that go nowhere -> reason.
-        refusals: (gate, reason) for everything that speaks against the merge.
-        notes: what is worth knowing and no obstacle.
-        ancestor: cosine of the mapped matrices.
-    """
-
-    target: Checkpoint
-    donor: Checkpoint
-    target_slots: SlotMap
-    donor_slots: SlotMap
-    target_geometry: Geometry
-    donor_geometry: Geometry
-    merged: list[Merged] = field(default_factory=list)
-    kept: dict[str, str] = field(default_factory=dict)
-    unused: dict[str, str] = field(default_factory=dict)
-    refusals: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    ancestor: Ancestor | None = None
-
-    def refuse(self, reason: str) -> None:
-        """Add a reason of the geometry gate.
-
-        Args:
-            reason: why the pair does not fit.
-        """
-        self.refusals.append(("geometry", reason))
-
-    def reasons(self, force: Collection[str] = ()) -> list[str]:
-        """Return why the pair must not be merged, gates in `force` left out.
-
-        Args:
-            force: names of gates to waive.
-
-        Returns:
-            One line per reason; empty if the pair can be merged.
-        """
-        return [reason for gate, reason in self.refusals if gate not in force]
-
-    def to_dict(self, force: Collection[str] = ()) -> dict[str, Any]:
-        """Return the alignment for JSON.
-
-        Args:
-            force: names of gates to waive.
-
-        Returns:
-            `mergeable`, `reasons`, `notes`, `merged`, `kept`, `unused`, `ancestor`.
-        """
-        reasons = self.reasons(force)
-        return {
-            "mergeable": not reasons,
-            "reasons": reasons,
-            "notes": self.notes,
-            "merged": [
-                {"target": m.target, "sources": list(m.sources), "op": m.op} for m in self.merged
-            ],
-            "kept": [{"target": name, "reason": why} for name, why in self.kept.items()],
-            "unused": [{"source": name, "reason": why} for name, why in self.unused.items()],
-            "ancestor": self.ancestor.to_dict() if self.ancestor else None,
-        }
-
-    def check_accounting(self) -> None:
-        """Prove that no tensor of either side is lost.
-
-        Raises:
-            LayoutError: if a tensor is missing from the account, or counted twice.
-        """
-        targets = sorted([m.target for m in self.merged] + list(self.kept))
-        used = {source for m in self.merged for source in m.sources}
-        if targets != sorted(self.target.tensors):
-            raise LayoutError(f"the account of {self.target.folder} does not add up")
-        if used & set(self.unused) or used | set(self.unused) != set(self.donor.tensors):
-            raise LayoutError(f"the account of {self.donor.folder} does not add up")
+EMBED, HEAD = VOCABULARY_SLOTS = ("llm.embed.weight", "llm.head.weight")
+NO_COUNTERPART = "the donor has no such tensor"
+NO_PLACE = "the target has no such tensor"
 
 
 def align(
@@ -131,97 +41,278 @@ def align(
     *,
     select: str = "language_model",
     vocabulary: str = "auto",
+    branches: Mapping[str, str] | None = None,
+    layouts: Sequence[Layout] = (),
     ancestor: bool = True,
 ) -> Alignment:
     """Map a donor's tensors onto a target's.
 
-    The language models are matched slot by slot. Any other component is matched only if both have
-    the same slots and shapes in it. The ancestor test reads a sample of the mapped matrices;
-    everything else reads headers only.
+    The language models are matched slot by slot, fused tensors row by row. Any other component is
+    matched only if both have the same slots and shapes in it. The ancestor test reads a sample of
+    the mapped matrices; everything else reads headers only.
+
+    A slot that a checkpoint holds twice, for text and for images, is matched as the AdaMMS paper
+    (Section 3.1) and its scripts do: branch by branch where both hold it twice; a donor's single
+    tensor goes into both branches of the target; of a donor's two, a target's single tensor gets
+    the text branch.
 
     Args:
         target: the checkpoint whose architecture the output has.
         donor: the checkpoint that is mapped onto it.
         select: which target tensors may be merged: `all`, `language_model` or `linear`.
-        vocabulary: `auto` merges embedding and head where both vocabularies are equal; `target`
-            keeps the target's.
+        vocabulary: `auto` merges embedding and head where both vocabularies are equal; `overlap`
+            merges the rows of the tokens that both have; `target` keeps the target's.
+        branches: what else feeds the target's `shared`, `text` or `vision` tensors: the donor's
+            `text` or `vision` branch, or nothing (`keep`).
+        layouts: layouts that the user gave; they go before the built-in ones.
         ancestor: whether to run the ancestor test.
 
     Returns:
         The alignment; ask `reasons` whether it may be used.
 
     Raises:
-        LayoutError: if either checkpoint fits no known layout.
-        RecipeError: if `select` or `vocabulary` is none of the words above.
+        LayoutError: if either checkpoint fits no known layout, or the tokens that `overlap` needs
+            cannot be read.
+        RecipeError: if `select`, `vocabulary` or `branches` is none of the words above.
     """
-    for key, value, known in (
-        ("select", select, SELECTIONS),
-        ("vocabulary", vocabulary, VOCABULARIES),
-    ):
-        if value not in known:
-            hint = suggestion(value, known)
-            raise RecipeError([f"{key}: {value!r} is none of {', '.join(known)}{hint}"], "the call")
-    ours = slot_map(target.tensors, str(target.folder))
-    theirs = slot_map(donor.tensors, str(donor.folder))
+    _check_words(select, vocabulary, branches or {})
+    ours = slot_map(target.tensors, str(target.folder), layouts)
+    theirs = slot_map(donor.tensors, str(donor.folder), layouts)
     result = Alignment(target, donor, ours, theirs, geometry(target, ours), geometry(donor, theirs))
-    _check_geometry(result)
-    head_slot = _head_slot(result, may_read=ancestor)
-    _match(result, select, _vocabulary_reason(result, vocabulary), head_slot)
+    check_geometry(result)
+    matcher = _Matcher(result, select, vocabulary, branches or {}, may_read=ancestor)
+    matcher.match()
     if ancestor:
-        _check_ancestor(result)
-    _account_for_donor(result)
-    _check_completeness(result)
+        check_ancestor(result)
+    matcher.account_for_donor()
+    check_completeness(result, lost=NO_PLACE, lacking=NO_COUNTERPART)
+    result.heterogeneity = heterogeneity(result)
     result.check_accounting()
     return result
 
 
-def _check_geometry(result: Alignment) -> None:
-    ours, theirs = result.target_geometry, result.donor_geometry
-    for name, words in _GEOMETRY_WORDS.items():
-        a, b = getattr(ours, name), getattr(theirs, name)
-        if a is not None and b is not None and a != b:
-            result.refuse(f"{words} differs: target {a}, donor {b}")
-        elif name == "heads" and (a is None or b is None):
-            result.notes.append("the number of heads could not be compared: no config tells it")
-    if ours.rope_scaling != theirs.rope_scaling:
-        a, b = (scaling or "none" for scaling in (ours.rope_scaling, theirs.rope_scaling))
-        result.refuse(f"RoPE scaling differs: target {a}, donor {b}")
-    _refuse_quantized(result, "target", result.target, ours)
-    _refuse_quantized(result, "donor", result.donor, theirs)
+def _check_words(select: str, vocabulary: str, branches: Mapping[str, str]) -> None:
+    words = [("select", select, SELECTIONS), ("vocabulary", vocabulary, VOCABULARIES)]
+    words += [("branches", key, BRANCH_KEYS) for key in branches]
+    words += [(f"branches.{key}", value, BRANCH_VALUES) for key, value in branches.items()]
+    for key, value, known in words:
+        if value not in known:
+            hint = suggestion(value, known)
+            raise RecipeError([f"{key}: {value!r} is none of {', '.join(known)}{hint}"], "the call")
 
 
-def _refuse_quantized(
-    result: Alignment, role: str, checkpoint: Checkpoint, found: Geometry
-) -> None:
-    packed = next((name for name in checkpoint.tensors if name.endswith(_QUANTIZED)), None)
-    if found.quantized or packed:
-        why = f"tensor {packed!r}" if packed else "quantization_config in its config.json"
-        result.refuse(f"the {role}'s weights are quantised ({why}); merge the original weights")
+class _Matcher:
+    """Finds for every target tensor what of the donor it gets, or why it gets nothing."""
 
+    def __init__(
+        self,
+        result: Alignment,
+        select: str,
+        vocabulary: str,
+        branches: Mapping[str, str],
+        *,
+        may_read: bool,
+    ) -> None:
+        self._result = result
+        self._select = select
+        self._branches = branches
+        self._ours = SlotRows(result.target, result.target_slots, result.target_geometry)
+        self._theirs = SlotRows(result.donor, result.donor_slots, result.donor_geometry)
+        self._component_reason = {name: _component_reason(result, name) for name in COMPONENTS}
+        self._head_slot = _head_slot(result, may_read=may_read)
+        self._vocabulary_reason = _vocabulary_reason(result, vocabulary)
+        self._runs: dict[str, list[Run]] = {}
+        if vocabulary == "overlap":
+            self._overlap()
 
-# What packed and scaled formats store beside or instead of a weight.
-_QUANTIZED = (
-    ".qweight",
-    ".qzeros",
-    ".scales",
-    ".g_idx",
-    ".weight_scale",
-    ".weight_scale_inv",
-    ".weight_packed",
-    ".absmax",
-    ".quant_map",
-)
+    def match(self) -> None:
+        result = self._result
+        for name, slot in result.target_slots.by_name.items():
+            shape = result.target.tensors[name].shape
+            reason = _unselected(slot, len(shape), self._select)
+            if not reason and slot in VOCABULARY_SLOTS:
+                reason = self._vocabulary_reason
+            reason = reason or self._component_reason[component(slot)] or _unmergeable(result, name)
+            found = reason or self._find(name, slot)
+            if isinstance(found, str):
+                result.kept[name] = found
+            else:
+                result.merged.append(found)
 
-_GEOMETRY_WORDS = {
-    "hidden_size": "hidden size",
-    "layers": "layer count",
-    "heads": "number of heads",
-    "kv_heads": "number of key/value heads",
-    "head_dim": "head size",
-    "intermediate_size": "MLP size",
-    "rope_theta": "RoPE base",
-    "activation": "activation",
-}
+    def account_for_donor(self) -> None:
+        result = self._result
+        used = {source for m in result.merged for source in m.sources}
+        for name, slot in result.donor_slots.by_name.items():
+            if name not in used:
+                result.unused[name] = self._why_unused(name, slot)
+        self._note_unused_rows()
+
+    def _find(self, name: str, slot: str) -> Merged | str:
+        """What the tensor gets from the donor, or why nothing."""
+        pieces = self._ours.by_name[name]
+        feeds: dict[str, str] = {}
+        rules: dict[str, None] = {}
+        for piece in pieces:
+            if piece.slot not in feeds:
+                feed, rule = self._feed(piece.slot)
+                if not feed:
+                    return rule
+                feeds[piece.slot] = feed
+                rules[rule] = None
+        if wrong := self._misfit(name, feeds):
+            return wrong
+        rule = ", ".join(each for each in rules if each)
+        donor = {ours: self._theirs.by_slot[theirs] for ours, theirs in feeds.items()}
+        source = donor[pieces[0].slot][0].name
+        whole = len(pieces) == 1 and self._theirs.whole(source) and slot not in self._runs
+        if whole:
+            op = "tied" if slot == HEAD and feeds[slot] == EMBED else "rename"
+            return Merged(name, (source,), op, slot, rule)
+        return self._joined(name, slot, pieces, donor, rule)
+
+    def _feed(self, slot: str) -> tuple[str, str]:
+        """The donor's slot for a slot of the target, and the rule; or nothing, and why."""
+        wanted = self._head_slot if slot == HEAD else slot
+        base, branch = split_branch(wanted)
+        theirs = self._theirs.by_slot
+        policy = self._branches.get(branch or "shared")
+        doubled = any(f"{base}@{each}" in theirs for each in BRANCHES)
+        if policy == "keep" and (branch or doubled):
+            return "", f"branches: {branch or 'shared'}: keep"
+        if policy and doubled:
+            if f"{base}@{policy}" not in theirs:
+                return "", NO_COUNTERPART
+            return f"{base}@{policy}", f"branches: the donor's {policy} branch"
+        if wanted in theirs:
+            return wanted, f"{branch} branch to {branch} branch" if branch else ""
+        if branch and base in theirs:
+            return base, f"the donor's one tensor into the {branch} branch"
+        if not branch and f"{base}@text" in theirs:
+            return f"{base}@text", "the donor's text branch"
+        if base == HEAD and EMBED in theirs:  # tied: the embedding is the head
+            return EMBED, "the donor's head is its embedding"
+        return "", NO_COUNTERPART
+
+    def _misfit(self, name: str, feeds: Mapping[str, str]) -> str | None:
+        result = self._result
+        for slot, feed in feeds.items():
+            ours, theirs = self._ours.shape(slot), self._theirs.shape(feed)
+            same = ours == theirs
+            if slot in self._runs:
+                same = (ours or ())[1:] == (theirs or ())[1:]
+            source = self._theirs.by_slot[feed][0].name
+            if not same:
+                if component(slot) == "llm":
+                    result.refuse(
+                        "geometry",
+                        f"{slot} of {name} has shape {ours}, that of the donor's {source} {theirs}"
+                        if len(feeds) > 1 or not self._theirs.whole(source)
+                        else f"{name} has shape {ours}, the donor's {source} {theirs}",
+                    )
+                return "shapes differ"
+            dtype = result.donor.tensors[source].dtype
+            if not _mergeable(dtype):
+                return f"the donor's is stored as {dtype}"
+        return None
+
+    def _joined(
+        self,
+        name: str,
+        slot: str,
+        pieces: Sequence[Piece],
+        donor: Mapping[str, Sequence[Piece]],
+        rule: str,
+    ) -> Merged:
+        found = compose(pieces, donor, self._runs)
+        segments: list[Segment] = []
+        parts: list[tuple[str, int, int]] = []
+        for piece, start, count, source, offset in sorted(found, key=lambda each: each[1]):
+            place = start if source is None else offset
+            last = segments[-1] if segments else None
+            if last and last.name == source and last.offset + last.count == place:
+                segments[-1] = Segment(last.start, last.count + count, source, last.offset)
+            else:
+                segments.append(Segment(start, count, source, place))
+            if source is None:
+                continue
+            slot_before, first, length = parts[-1] if parts else ("", 0, 0)
+            if slot_before == piece.slot and first + length == start:
+                parts[-1] = (piece.slot, first, length + count)
+            else:
+                parts.append((piece.slot, start, count))
+        sources = tuple(dict.fromkeys(s.name for s in segments if s.name is not None))
+        own_runs = tuple((s.start, s.start + s.count) for s in segments if s.name is None)
+        if slot in self._runs:
+            op, rule = "overlap", self._overlap_rule(slot, rule)
+        elif self._ours.whole(name):
+            op = "split"
+        else:
+            whole = all(self._theirs.whole(source) for source in sources)
+            op = "concat" if whole else "regroup"
+        if len(segments) == 1 and sources and self._covers(segments[0]):
+            return Merged(name, sources, "rename", slot, rule, tuple(parts))
+        return Merged(name, sources, op, slot, rule, tuple(parts), tuple(segments), own_runs)
+
+    def _covers(self, segment: Segment) -> bool:
+        """Whether a segment is one donor tensor, whole."""
+        meta = self._result.donor.tensors[str(segment.name)]
+        return segment.offset == 0 and segment.count == meta.numel
+
+    def _overlap(self) -> None:
+        result = self._result
+        rows = shared_rows(result.target.folder, result.donor.folder)
+        for slot in VOCABULARY_SLOTS:
+            feed, _ = self._feed(slot)
+            ours, theirs = self._ours.shape(slot), self._theirs.shape(feed)
+            if ours is None or theirs is None or ours[1:] != theirs[1:]:
+                continue
+            width = ours[1]
+            inside = [run for run in rows if run.start < ours[0] and run.source < theirs[0]]
+            self._runs[slot] = [
+                Run(
+                    run.start * width,
+                    run.source * width,
+                    min(run.count, ours[0] - run.start, theirs[0] - run.source) * width,
+                )
+                for run in inside
+            ]
+
+    def _overlap_rule(self, slot: str, rule: str) -> str:
+        shape = self._ours.shape(slot) or (0, 1)
+        rows = sum(run.count for run in self._runs[slot]) // shape[1]
+        text = f"overlap: {rows:,} of {shape[0]:,} rows"
+        return f"{text}, {rule}" if rule else text
+
+    def _why_unused(self, name: str, slot: str) -> str:
+        result = self._result
+        if component(slot) != "llm":
+            counterpart = result.target_slots.by_slot.get(slot)
+            return result.kept.get(counterpart or "", f"{component(slot)} is the target's own")
+        merged = False
+        for piece in self._theirs.by_name[name]:
+            base, branch = split_branch(piece.slot)
+            for place in (base, *(f"{base}@{each}" for each in BRANCHES)):
+                for ours in self._ours.by_slot.get(place, ()):
+                    if ours.name in result.kept:
+                        return result.kept[ours.name]
+                    merged = merged or bool(branch)
+        if merged:
+            return "the target's tensor gets the donor's other branch"
+        return "the target ties its head to the embedding" if slot == HEAD else NO_PLACE
+
+    def _note_unused_rows(self) -> None:
+        """A fused donor tensor of which some slots go nowhere."""
+        result = self._result
+        used: dict[str, int] = {}
+        for merged in result.merged:
+            for segment in merged.segments:
+                if segment.name:
+                    used[segment.name] = used.get(segment.name, 0) + segment.count
+        for name, count in used.items():
+            if not self._theirs.whole(name) and count < result.donor.tensors[name].numel:
+                result.refuse(
+                    "accounting", f"only a part of the donor's {name} has a place in the target"
+                )
 
 
 def _vocabulary_reason(result: Alignment, policy: str) -> str | None:
@@ -229,6 +320,8 @@ def _vocabulary_reason(result: Alignment, policy: str) -> str | None:
     ours, theirs = result.target_geometry.vocab_size, result.donor_geometry.vocab_size
     if policy == "target":
         return "vocabulary: target"
+    if policy == "overlap":
+        return None
     if ours != theirs:
         return f"vocabularies differ: target {ours:,} rows, donor {theirs:,}"
     folders = result.target.folder, result.donor.folder
@@ -245,39 +338,15 @@ def _head_slot(result: Alignment, *, may_read: bool) -> str:
 
     Some checkpoints store a tied head as a copy. Merged apart from the embedding, it would differ.
     """
-    embed, head = (result.target_slots.by_slot.get(slot) for slot in _VOCABULARY_SLOTS)
+    embed, head = (result.target_slots.by_slot.get(slot) for slot in VOCABULARY_SLOTS)
     if not (embed and head and result.target_geometry.tied):
-        return _VOCABULARY_SLOTS[1]
+        return HEAD
     if result.target.meta(embed).shape != result.target.meta(head).shape:
-        return _VOCABULARY_SLOTS[1]
+        return HEAD
     if may_read and not same_slice(result.target, embed, head):
         result.notes.append("the target's config ties its head, but its files hold another one")
-        return _VOCABULARY_SLOTS[1]
-    return _VOCABULARY_SLOTS[0]
-
-
-def _match(result: Alignment, select: str, vocabulary_reason: str | None, head_slot: str) -> None:
-    component_reason = {name: _component_reason(result, name) for name in COMPONENTS}
-    for name, slot in result.target_slots.by_name.items():
-        source = _source(result, head_slot if slot == _VOCABULARY_SLOTS[1] else slot)
-        reason = (
-            _unselected(slot, len(result.target.tensors[name].shape), select)
-            or (vocabulary_reason if slot in _VOCABULARY_SLOTS else None)
-            or component_reason[component(slot)]
-            or _unmatched(result, name, source)
-        )
-        if reason or source is None:
-            result.kept[name] = reason or "the donor has no such tensor"
-        else:
-            op = "rename" if slot == result.donor_slots.by_name[source] else "tied"
-            result.merged.append(Merged(name, (source,), op, slot))
-
-
-def _source(result: Alignment, slot: str) -> str | None:
-    found = result.donor_slots.by_slot.get(slot)
-    if found is None and slot == _VOCABULARY_SLOTS[1]:  # tied: the embedding is the head
-        return result.donor_slots.by_slot.get(_VOCABULARY_SLOTS[0])
-    return found
+        return HEAD
+    return EMBED
 
 
 def _unselected(slot: str, dimensions: int, select: str) -> str | None:
@@ -285,7 +354,7 @@ def _unselected(slot: str, dimensions: int, select: str) -> str | None:
         return None
     if component(slot) != "llm":
         return f"{component(slot)} is the target's own"
-    if select == "linear" and (dimensions != 2 or slot in _VOCABULARY_SLOTS):
+    if select == "linear" and (dimensions != 2 or slot in VOCABULARY_SLOTS):
         return "select: linear takes the 2-D matrices of the layers only"
     return None
 
@@ -309,78 +378,13 @@ def _shapes(checkpoint: Checkpoint, slots: SlotMap, name: str) -> dict[str, tupl
     }
 
 
-def _unmatched(result: Alignment, name: str, source: str | None) -> str | None:
-    meta = result.target.tensors[name]
+def _unmergeable(result: Alignment, name: str) -> str | None:
+    dtype = result.target.tensors[name].dtype
     if is_buffer(name):
         return "a buffer, not a parameter"
-    if not _mergeable(meta.dtype):
-        return f"{meta.dtype} is not merged"
-    if source is None:
-        return "the donor has no such tensor"
-    other = result.donor.tensors[source]
-    if meta.shape != other.shape:
-        if component(result.target_slots.by_name[name]) == "llm":
-            result.refuse(f"{name} has shape {meta.shape}, the donor's {source} {other.shape}")
-        return "shapes differ"
-    if not _mergeable(other.dtype):
-        return f"the donor's is stored as {other.dtype}"
-    return None
+    return None if _mergeable(dtype) else f"{dtype} is not merged"
 
 
 def _mergeable(dtype: str) -> bool:
     """Floating point, and not wider than the float32 that merges are computed in."""
     return is_known(dtype) and is_floating(dtype) and dtype != "F64"
-
-
-def _account_for_donor(result: Alignment) -> None:
-    used = {source for m in result.merged for source in m.sources}
-    for name, slot in result.donor_slots.by_name.items():
-        if name in used:
-            continue
-        counterpart = result.target_slots.by_slot.get(slot)
-        if counterpart in result.kept:
-            result.unused[name] = result.kept[counterpart]
-        elif slot == _VOCABULARY_SLOTS[1]:
-            result.unused[name] = "the target ties its head to the embedding"
-        elif component(slot) != "llm":
-            result.unused[name] = f"{component(slot)} is the target's own"
-        else:
-            result.unused[name] = "the target has no such tensor"
-
-
-def _check_completeness(result: Alignment) -> None:
-    """A language model that matches in part is another model, or in a form that is not known."""
-    lost = [
-        name
-        for name, why in result.unused.items()
-        if why == "the target has no such tensor" and not is_buffer(name)
-    ]
-    lacking = [name for name, why in result.kept.items() if why == "the donor has no such tensor"]
-    for names, checkpoint, slots, words in (
-        (lost, result.donor, result.donor_slots, "of the donor have no place in the target"),
-        (lacking, result.target, result.target_slots, "of the target have none in the donor"),
-    ):
-        inner = [n for n in names if layer_index(slots.by_name[n]) is not None]
-        matrices = [n for n in inner if len(checkpoint.tensors[n].shape) == 2]
-        if matrices:
-            result.refuse(f"{len(matrices)} matrices {words}, such as {matrices[0]!r}")
-        elif inner:
-            result.notes.append(f"{len(inner)} tensors {words}, such as {inner[0]!r}")
-    if not any(component(m.slot) == "llm" for m in result.merged):
-        result.refuse("no tensor of the language models matches")
-
-
-def _check_ancestor(result: Alignment) -> None:
-    """Test every component that is merged; one that is not the language model is kept instead."""
-    for name in COMPONENTS:
-        merged = [m for m in result.merged if component(m.slot) == name]
-        pairs = [(m.target, m.sources[0]) for m in merged if m.slot not in _VOCABULARY_SLOTS]
-        found = measure_ancestor(result.target, result.donor, pairs)
-        reason = found.refusal()
-        if name == "llm":
-            result.ancestor = found
-            if reason:
-                result.refusals.append((ANCESTOR_GATE, reason))
-        elif reason:
-            result.kept.update({m.target: f"{name} parts share no ancestor" for m in merged})
-            result.merged = [m for m in result.merged if component(m.slot) != name]

@@ -22,7 +22,7 @@ ANCESTOR_GATE = "ancestor"
 MEDIAN_LIMIT = 0.5
 SINGLE_LIMIT = 0.1
 
-_SAMPLE_TENSORS = 4096
+_SAMPLES = 4096
 _SAMPLE_ELEMENTS = 1 << 15  # small enough for torch not to spread it over threads
 
 
@@ -74,27 +74,46 @@ class Ancestor:
         }
 
 
-def measure_ancestor(
-    target: Checkpoint, donor: Checkpoint, pairs: Sequence[tuple[str, str]]
-) -> Ancestor:
-    """Compute the cosine of mapped matrices from a slice of each.
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Elements of two tensors that correspond.
+
+    Attributes:
+        label: the target's tensor, for messages.
+        ours: (checkpoint, tensor) of one side.
+        theirs: (checkpoint, tensor) of the other, of the same shape.
+        start: first element of the range from whose middle the sample is taken.
+        stop: one past its last.
+    """
+
+    label: str
+    ours: tuple[Checkpoint, str]
+    theirs: tuple[Checkpoint, str]
+    start: int
+    stop: int
+
+
+def measure_ancestor(samples: Sequence[Sample]) -> Ancestor:
+    """Compute the cosine of corresponding elements, from a slice of each sample.
 
     Args:
-        target: one checkpoint.
-        donor: the other.
-        pairs: (target tensor, donor tensor) that correspond. Only matrices are used: norms start
-            at one in every model and are alike without any kinship.
+        samples: what to compare; at most some 4,096 of them, evenly spread, are.
 
     Returns:
-        The cosines. Matrices that are zero in either checkpoint are left out.
+        The cosines. Slices that are zero on either side are left out.
     """
-    matrices = [pair for pair in pairs if len(target.meta(pair[0]).shape) == 2]
-    step = max(1, -(-len(matrices) // _SAMPLE_TENSORS))
+    step = max(1, -(-len(samples) // _SAMPLES))
     found = []
-    for ours, theirs in matrices[::step]:
-        cosine = _cosine(_slice(target, ours), _slice(donor, theirs))
+    for sample in samples[::step]:
+        start = max(sample.start, (sample.start + sample.stop - _SAMPLE_ELEMENTS) // 2)
+        stop = min(sample.stop, start + _SAMPLE_ELEMENTS)
+        ours, theirs = (
+            checkpoint.read(name, start, stop).float()
+            for checkpoint, name in (sample.ours, sample.theirs)
+        )
+        cosine = _cosine(ours, theirs)
         if cosine is not None:
-            found.append((ours, cosine))
+            found.append((sample.label, cosine))
     return Ancestor(tuple(found))
 
 

@@ -30,6 +30,7 @@ class Geometry:
         rope_theta: base of the rotary frequencies.
         rope_scaling: how the frequencies are scaled, or None for the plain kinds.
         activation: activation of the MLP.
+        norm_eps: what the norms add to the variance.
         quantized: whether the weights are stored in a packed or scaled form.
     """
 
@@ -45,6 +46,7 @@ class Geometry:
     rope_theta: float | None
     rope_scaling: str | None
     activation: str | None
+    norm_eps: float | None
     quantized: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,19 +103,26 @@ def geometry(checkpoint: Checkpoint, slots: SlotMap) -> Geometry:
         config = {**_class_defaults(config.get("model_type")), **config}
 
     def shape(slot: str) -> tuple[int, ...]:
-        name = slots.by_slot.get(slot)
+        names = (slots.by_slot.get(f"{slot}{branch}") for branch in ("", "@text"))
+        name = next((name for name in names if name), None)
         return checkpoint.tensors[name].shape if name else ()
 
     embed, query = shape("llm.embed.weight"), shape("llm.layers.0.attn.q.weight")
     key, gate = shape("llm.layers.0.attn.k.weight"), shape("llm.layers.0.mlp.gate.weight")
+    hidden = embed[1] if len(embed) == 2 else None
     heads = _integer(checkpoint, config, "num_attention_heads")
     head_dim = _integer(checkpoint, config, "head_dim")
+    kv_heads = next((n for key in _KV_HEADS if (n := _integer(checkpoint, config, key))), None)
+    if fused := shape("llm.layers.0.attn.q+attn.k+attn.v.weight"):
+        head_dim = head_dim or (hidden // heads if hidden and heads else None)
+        kv_heads = (fused[0] // head_dim - heads) // 2 if heads and head_dim else kv_heads
+    if pair := shape("llm.layers.0.mlp.gate+mlp.up.weight"):
+        gate = (pair[0] // 2, *pair[1:])
     head_dim = head_dim or (query[0] // heads if query and heads else None)
-    kv_heads = _integer(checkpoint, config, "num_key_value_heads")
-    activation = config.get("hidden_act")
+    activation = config.get("hidden_act", config.get("hidden_activation"))
     return Geometry(
         model_type=config.get("model_type"),
-        hidden_size=embed[1] if len(embed) == 2 else None,
+        hidden_size=hidden,
         layers=slots.layer_count,
         heads=query[0] // head_dim if query and head_dim else heads,
         kv_heads=key[0] // head_dim if key and head_dim else kv_heads,
@@ -124,8 +133,24 @@ def geometry(checkpoint: Checkpoint, slots: SlotMap) -> Geometry:
         rope_theta=_rope_theta(checkpoint, config),
         rope_scaling=_rope_scaling(config),
         activation=_SAME_ACTIVATION.get(str(activation), activation),
+        norm_eps=_norm_eps(checkpoint, config),
         quantized="quantization_config" in config,
     )
+
+
+# CogVLM2 calls its key/value heads so.
+_KV_HEADS = ("num_key_value_heads", "num_multi_query_heads")
+_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+
+
+def _norm_eps(checkpoint: Checkpoint, config: Mapping[str, Any]) -> float | None:
+    for key in _NORM_EPS:
+        if (value := config.get(key)) is not None:
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                raise _bad(checkpoint, key, value) from None
+    return None
 
 
 _SAME_ACTIVATION = {"swish": "silu"}
@@ -139,7 +164,10 @@ def _tied(config: Mapping[str, Any], slots: SlotMap) -> bool:
 
 
 def _rope_theta(checkpoint: Checkpoint, config: Mapping[str, Any]) -> float | None:
-    for place in (config, *(config.get(key) for key in _ROPE)):
+    ropes = [config.get(key) for key in _ROPE]
+    # Where layers differ in kind, each kind has its own; full attention speaks for the model.
+    ropes += [rope.get("full_attention") for rope in ropes if isinstance(rope, Mapping)]
+    for place in (config, *ropes):
         value = place.get("rope_theta") if isinstance(place, Mapping) else None
         if value is not None:
             try:
@@ -153,6 +181,8 @@ def _rope_scaling(config: Mapping[str, Any]) -> str | None:
     for key in _ROPE:
         value = config.get(key)
         if isinstance(value, Mapping):
+            nested = value.get("full_attention")
+            value = nested if isinstance(nested, Mapping) else value
             kind = value.get("rope_type", value.get("type"))
             return None if kind in _PLAIN_ROPE else f"{kind} {value.get('factor', '')}".strip()
     return None

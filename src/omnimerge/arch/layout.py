@@ -1,68 +1,190 @@
-"""Layouts: from the tensor names of a checkpoint to slots that every checkpoint shares.
+"""Layouts: how a family of checkpoints names, fuses and duplicates the tensors of its LLM.
 
-A slot is a layout-free tensor name, ``component.rest``: ``llm.layers.3.attn.q.weight``,
-``llm.embed.weight``, ``vision.encoder.layers.0.mlp.fc1.bias``. The tables are in ``layouts.yaml``.
+A layout is data: the files in ``layouts/``, and those that a user gives. It turns a tensor name
+into a slot, a layout-free name ``component.rest``: ``llm.layers.3.attn.q.weight``,
+``llm.layers.3.attn.q.weight@vision`` for the second copy that some MLLMs keep for images,
+``llm.embed.weight``, ``vision.encoder.layers.0.mlp.fc1.bias``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from omnimerge.errors import LayoutError
+from omnimerge.errors import LayoutError, suggestion
 
 COMPONENTS = ("llm", "vision", "audio", "projector", "other")
+BRANCHES = ("text", "vision")
+
+Op = Literal["rename", "concat", "grouped"]
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """What one name inside a layer stands for.
+
+    Attributes:
+        slots: the slots that the tensor holds, stacked along its rows.
+        op: `rename` (one slot), `concat` (one after the other), or `grouped` (queries, keys and
+            values interleaved by key/value head).
+        branch: `text` or `vision` where the checkpoint holds the slot twice, else empty.
+    """
+
+    slots: tuple[str, ...]
+    op: Op = "rename"
+    branch: str = ""
+
+    @property
+    def label(self) -> str:
+        """The slots in one word, without the branch."""
+        return "+".join(self.slots)
+
+
+@dataclass(frozen=True)
 class Layout:
     """How one family of checkpoints names its language model.
 
     Attributes:
-        name: key in ``layouts.yaml``.
+        name: key, for people and for JSON.
         about: which checkpoints use it.
         marker: a prefix that some tensor must have, or an empty string.
         layers: prefix of a layer's tensors, with ``{i}`` for its number.
         embed: name of the token embedding, without its leaf.
         norm: name of the final norm, without its leaf.
         head: name of the output head, without its leaf.
-        block: leaf names inside a layer -> slots.
+        block: name inside a layer, without its leaf -> what it stands for.
+        inserted: a layer in which a name starts with this is none of the language model's own.
+        own: a name inside a layer that holds one of these is the checkpoint's own addition.
+        components: prefix on disk -> prefix of the slot, before the general table.
     """
 
     name: str
     about: str
-    marker: str
     layers: str
     embed: str
     norm: str
     head: str
-    block: Mapping[str, str]
+    block: Mapping[str, Entry]
+    marker: str = ""
+    inserted: str = ""
+    own: tuple[str, ...] = ()
+    components: Mapping[str, str] = field(default_factory=dict)
 
-    def llm_slot(self, name: str) -> str | None:
-        """Return the slot of a language-model tensor, or None if `name` is another component's.
+    def slots(
+        self, names: Iterable[str], numbers: Mapping[int, int] | None = None
+    ) -> dict[str, str]:
+        """Give every tensor its slot.
 
         Args:
-            name: tensor name on disk.
+            names: all tensor names of a checkpoint, or some of them with `numbers`.
+            numbers: layer on disk -> layer in the slot; default: what `names` tell.
 
         Returns:
-            The slot; a name inside a layer that no table knows keeps its own words.
+            Name -> slot, in order. A fused tensor's slot joins those that it holds with ``+``. A
+            name inside a layer that the layout does not know keeps its own words.
         """
-        stem, _, leaf = name.rpartition(".")
+        names = list(names)
         whole = {self.embed: "embed", self.norm: "norm", self.head: "head"}
-        if stem in whole:
-            return f"llm.{whole[stem]}.{leaf}"
+        numbers = self.layer_numbers(names) if numbers is None else numbers
+        pattern = _layer_pattern(self.layers)
+        found = {}
+        for name in names:
+            stem, _, leaf = name.rpartition(".")
+            match = pattern.match(name)
+            if stem in whole:
+                found[name] = f"llm.{whole[stem]}.{leaf}"
+            elif not match or any(word in name[match.end() :] for word in self.own):
+                found[name] = self.component_slot(name)
+            elif (number := numbers.get(int(match.group(1)))) is None:
+                found[name] = f"projector.inserted.{match.group(1)}.{name[match.end() :]}"
+            else:
+                found[name] = self._layer_slot(number, name[match.end() :])
+        return found
+
+    def layer_numbers(self, names: Iterable[str]) -> dict[int, int]:
+        """Number the language model's own layers, from 0, inserted ones left out.
+
+        Args:
+            names: all tensor names of a checkpoint.
+
+        Returns:
+            Number on disk -> number in the slot.
+        """
+        pattern = _layer_pattern(self.layers)
+        seen, inserted = set(), set()
+        for name in names:
+            if match := pattern.match(name):
+                seen.add(int(match.group(1)))
+                if self.inserted and name.startswith(self.inserted, match.end()):
+                    inserted.add(int(match.group(1)))
+        return {index: number for number, index in enumerate(sorted(seen - inserted))}
+
+    def entry(self, name: str) -> Entry | None:
+        """Return what a tensor name inside a layer stands for.
+
+        Args:
+            name: a tensor name on disk.
+
+        Returns:
+            The entry; None outside of the layers, or where the layout does not know the name.
+        """
         match = _layer_pattern(self.layers).match(name)
-        if not match:
-            return None
-        index, rest = match.group(1), name[match.end() :]
+        return self.block.get(name[match.end() :].rpartition(".")[0]) if match else None
+
+    def component_slot(self, name: str) -> str:
+        """Return the slot of a tensor outside of the language model.
+
+        Args:
+            name: a tensor name on disk.
+
+        Returns:
+            For example ``vision.encoder.layers.0.mlp.fc1.bias``.
+        """
+        for table in (self.components, _tables()["components"]):
+            fitting = [prefix for prefix in table if name.startswith(prefix)]
+            if fitting:
+                prefix = max(fitting, key=len)
+                return f"{table[prefix]}{name[len(prefix) :]}"
+        for word, words in _tables()["words"].items():
+            if any(each in name.lower() for each in words):
+                return f"{word}.{name}"
+        return f"other.{name}"
+
+    def fit(self, names: Sequence[str]) -> int:
+        """Return how well the layout fits: 0 for not at all, else 1 + the names that it knows.
+
+        Args:
+            names: all tensor names of a checkpoint.
+
+        Returns:
+            The number of different names inside layers that the layout knows, plus one. It does
+            not fit unless embedding, final norm and a gap-free run of layers from 0 are there.
+        """
+        if self.marker and not any(name.startswith(self.marker) for name in names):
+            return 0
+        stems = {name.rpartition(".")[0] for name in names}
+        if not {self.embed, self.norm} <= stems:
+            return 0
+        indices, inner = set(), set()
+        for name in names:
+            if match := _layer_pattern(self.layers).match(name):
+                indices.add(int(match.group(1)))
+                inner.add(name[match.end() :].rpartition(".")[0])
+        if not indices or indices != set(range(len(indices))):
+            return 0
+        return 1 + len(inner & set(self.block))
+
+    def _layer_slot(self, number: int, rest: str) -> str:
         inner, _, leaf = rest.rpartition(".")
-        return f"llm.layers.{index}.{self.block.get(inner, inner)}.{leaf}"
+        entry = self.block.get(inner, Entry((inner,)))
+        branch = f"@{entry.branch}" if entry.branch else ""
+        return f"llm.layers.{number}.{entry.label}.{leaf}{branch}"
 
 
 @dataclass(frozen=True)
@@ -73,13 +195,18 @@ class SlotMap:
         layout: the layout that fits.
         by_slot: slot -> tensor name.
         by_name: tensor name -> slot, in the order of the checkpoint.
-        layer_count: number of layers of the language model.
+        layer_numbers: layer on disk -> layer in the slot.
     """
 
     layout: Layout
     by_slot: Mapping[str, str]
     by_name: Mapping[str, str]
-    layer_count: int
+    layer_numbers: Mapping[int, int]
+
+    @property
+    def layer_count(self) -> int:
+        """Number of layers of the language model."""
+        return len(self.layer_numbers)
 
 
 def component(slot: str) -> str:
@@ -107,15 +234,56 @@ def layer_index(slot: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def slot_map(names: Iterable[str], where: str) -> SlotMap:
-    """Find the layout of a list of tensor names and give every tensor its slot.
+def split_branch(slot: str) -> tuple[str, str]:
+    """Split a slot into the slot itself and its branch.
 
-    A layout fits if its embedding, its final norm and a gap-free run of layers from 0 are there;
-    among those that fit, the one with the longest marker wins.
+    Args:
+        slot: for example ``llm.layers.3.attn.q.weight@vision``.
+
+    Returns:
+        For example ``("llm.layers.3.attn.q.weight", "vision")``; the branch may be empty.
+    """
+    base, _, branch = slot.partition("@")
+    return base, branch
+
+
+def find_layout(names: Sequence[str], where: str, extra: Sequence[Layout] = ()) -> Layout:
+    """Find the layout that fits a list of tensor names.
+
+    Of those that fit, the one that knows most of the names inside layers wins, then the one with
+    the longest marker. A layout of `extra` that fits goes before all others.
 
     Args:
         names: tensor names, as on disk or as in memory.
         where: the checkpoint's name, for messages.
+        extra: layouts that the user gave.
+
+    Returns:
+        The layout.
+
+    Raises:
+        LayoutError: if no layout fits.
+    """
+    for table in (extra, layouts()):
+        fitting = [(layout, score) for layout in table if (score := layout.fit(names))]
+        if fitting:
+            return max(fitting, key=lambda found: (found[1], len(found[0].marker)))[0]
+    if gap := _gap(names):
+        raise LayoutError(f"{where} lacks layers of its language model: {gap}")
+    known = ", ".join(layout.name for layout in layouts())
+    raise LayoutError(
+        f"the tensor names of {where} fit no known layout (first: {names[:1]}); known: {known}; "
+        f"`omnimerge layout {where}` infers one, to be checked and given with --layout"
+    )
+
+
+def slot_map(names: Iterable[str], where: str, extra: Sequence[Layout] = ()) -> SlotMap:
+    """Find the layout of a list of tensor names and give every tensor its slot.
+
+    Args:
+        names: tensor names, as on disk or as in memory.
+        where: the checkpoint's name, for messages.
+        extra: layouts that the user gave; they go before the built-in ones.
 
     Returns:
         The slots of all tensors, with the layout.
@@ -124,22 +292,32 @@ def slot_map(names: Iterable[str], where: str) -> SlotMap:
         LayoutError: if no layout fits, or two tensors claim one slot.
     """
     names = list(names)
-    fitting = [(layout, count) for layout in layouts() if (count := _fit(layout, names))]
-    if not fitting and (gap := _gap(names)):
-        raise LayoutError(f"{where} lacks layers of its language model: {gap}")
-    if not fitting:
-        known = "; ".join(f"{layout.name} ({layout.about})" for layout in layouts())
-        raise LayoutError(
-            f"the tensor names of {where} fit no known layout (first: {names[:1]}); known: {known}"
-        )
-    layout, count = max(fitting, key=lambda found: len(found[0].marker))
-    by_name = {name: layout.llm_slot(name) or _component_slot(name) for name in names}
+    layout = find_layout(names, where, extra)
+    return slots_in(layout, names, where)
+
+
+def slots_in(layout: Layout, names: Iterable[str], where: str) -> SlotMap:
+    """Give every tensor its slot in a given layout.
+
+    Args:
+        layout: the layout.
+        names: tensor names.
+        where: the checkpoint's name, for messages.
+
+    Returns:
+        The slots of all tensors.
+
+    Raises:
+        LayoutError: if two tensors claim one slot.
+    """
+    names = list(names)
+    by_name = layout.slots(names)
     by_slot: dict[str, str] = {}
     for name, slot in by_name.items():
         if slot in by_slot:
             raise LayoutError(f"{where}: {by_slot[slot]!r} and {name!r} are both {slot!r}")
         by_slot[slot] = name
-    return SlotMap(layout, by_slot, by_name, count)
+    return SlotMap(layout, by_slot, by_name, layout.layer_numbers(names))
 
 
 def memory_names(disk_names: Sequence[str], memory_names: Sequence[str]) -> dict[str, str]:
@@ -180,14 +358,12 @@ def find_names(names: Iterable[str], slots: SlotMap) -> dict[str, str]:
         Name -> the checkpoint's name, for every name that has one. A name that the checkpoint has
         as it is stands for itself.
     """
-    found = {}
-    for name in names:
-        candidates = [name] if name in slots.by_name else []
-        for layout in layouts():
-            slot = layout.llm_slot(name) or _component_slot(name)
-            candidates += [slots.by_slot[slot]] if slot in slots.by_slot else []
-        if candidates:
-            found[name] = candidates[0]
+    names = list(names)
+    found = {name: name for name in names if name in slots.by_name}
+    for layout in (slots.layout, *layouts()):
+        for name, slot in layout.slots(names, slots.layer_numbers).items():
+            if name not in found and slot in slots.by_slot:
+                found[name] = slots.by_slot[slot]
     return found
 
 
@@ -205,30 +381,160 @@ def is_buffer(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def layouts() -> tuple[Layout, ...]:
-    """Return every layout of ``layouts.yaml``.
+    """Return every built-in layout.
 
     Returns:
-        The layouts, in the file's order.
+        The layouts, by file in alphabetical order.
     """
-    tables = _tables()
-    return tuple(
-        Layout(
-            name=name,
-            about=entry["about"],
-            marker=entry.get("marker", ""),
-            layers=entry["layers"],
-            embed=entry["embed"],
-            norm=entry["norm"],
-            head=entry["head"],
-            block=tables["blocks"][entry["block"]],
-        )
-        for name, entry in tables["layouts"].items()
+    files = sorted((Path(__file__).parent / "layouts").glob("*.yaml"))
+    return tuple(layout for file in files for layout in read_layouts(file))
+
+
+def read_layouts(file: Path) -> tuple[Layout, ...]:
+    """Read the layouts of a file.
+
+    Args:
+        file: a YAML file; see ``docs/layouts.md`` for its keys.
+
+    Returns:
+        One layout, or one per entry of `stacks`.
+
+    Raises:
+        LayoutError: if the file cannot be read, or does not describe a layout.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
+        raise LayoutError(f"cannot read layout {file}: {reason}") from error
+    return parse_layouts(content, str(file), file.stem)
+
+
+def parse_layouts(content: Any, where: str, name: str) -> tuple[Layout, ...]:
+    """Make layouts of a file's content.
+
+    Args:
+        content: what the YAML file holds.
+        where: the file, for messages.
+        name: the name of the layout, where the file describes one.
+
+    Returns:
+        One layout, or one per entry of `stacks`.
+
+    Raises:
+        LayoutError: if the content does not describe a layout; with the key.
+    """
+    if not isinstance(content, Mapping):
+        raise LayoutError(f"layout {where} is no mapping of keys")
+    _check_keys(content, (*_STACK_KEYS, *_FILE_KEYS), where)
+    stacks = content.get("stacks")
+    if stacks is None:
+        return (_parse_layout(content, where, str(content.get("name", name))),)
+    if not isinstance(stacks, Mapping) or not stacks:
+        raise LayoutError(f"layout {where}: stacks must name at least one stack")
+    shared = {key: value for key, value in content.items() if key != "stacks"}
+    found = []
+    for key, stack in stacks.items():
+        if not isinstance(stack, Mapping):
+            raise LayoutError(f"layout {where}: stacks.{key} is no mapping of keys")
+        _check_keys(stack, _STACK_KEYS, f"{where}, stacks.{key}")
+        found.append(_parse_layout({**shared, **stack}, where, str(key)))
+    return tuple(found)
+
+
+_STACK_KEYS = ("about", "prefix", "head", "marker")
+_FILE_KEYS = (
+    "name",
+    "block",
+    "embed",
+    "norm",
+    "layers",
+    "inserted",
+    "own",
+    "components",
+    "stacks",
+)
+
+
+def _check_keys(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise LayoutError(
+                f"layout {where}: {key!r} is no key{suggestion(str(key), known)}; "
+                f"keys: {', '.join(known)}"
+            )
+
+
+def _parse_layout(content: Mapping[str, Any], where: str, name: str) -> Layout:
+    for key in ("prefix", "head", "block"):
+        if key not in content:
+            raise LayoutError(f"layout {where}: {key!r} is missing")
+    block = _mapping(content, "block", where)
+    prefix = _text(content, "prefix", where)
+    layers = _text(content, "layers", where, "layers.{i}.")
+    if layers.count("{i}") != 1:
+        raise LayoutError(f"layout {where}: layers: {layers!r} must hold {{i}} once")
+    own = content.get("own", [])
+    if not isinstance(own, list):
+        raise LayoutError(f"layout {where}: own must be a list of words")
+    return Layout(
+        name=name,
+        about=_text(content, "about", where, name),
+        layers=prefix + layers,
+        embed=prefix + _text(content, "embed", where, "embed_tokens"),
+        norm=prefix + _text(content, "norm", where, "norm"),
+        head=_text(content, "head", where),
+        block={str(key): _parse_entry(value, f"{where}, block.{key}") for key, value in block},
+        marker=_text(content, "marker", where, ""),
+        inserted=_text(content, "inserted", where, ""),
+        own=tuple(str(word) for word in own),
+        components={str(key): str(value) for key, value in _mapping(content, "components", where)},
     )
+
+
+def _mapping(content: Mapping[str, Any], key: str, where: str) -> list[tuple[Any, Any]]:
+    value = content.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise LayoutError(f"layout {where}: {key} is no mapping of keys")
+    return list(value.items())
+
+
+def _text(content: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
+    value = content.get(key, default)
+    if not isinstance(value, str):
+        raise LayoutError(f"layout {where}: {key}: {value!r} is no text")
+    return value
+
+
+def _parse_entry(value: Any, where: str) -> Entry:
+    if isinstance(value, str):
+        slot, branch = split_branch(value)
+        return _checked(Entry((slot,), "rename", branch), where)
+    if isinstance(value, Mapping):
+        op = next((op for op in ("concat", "grouped") if op in value), None)
+        slots = value.get(op) if op else None
+        known = {"concat", "grouped", "branch"} >= set(value)
+        if isinstance(slots, list) and len(slots) > 1 and known:
+            entry = Entry(tuple(map(str, slots)), op, str(value.get("branch", "")))  # type: ignore[arg-type]
+            return _checked(entry, where)
+    raise LayoutError(
+        f"layout {where}: {value!r} is neither a slot nor {{concat: [...]}} or {{grouped: [...]}}"
+    )
+
+
+def _checked(entry: Entry, where: str) -> Entry:
+    if entry.branch and entry.branch not in BRANCHES:
+        raise LayoutError(f"layout {where}: branch {entry.branch!r} is none of {BRANCHES}")
+    if entry.op == "grouped" and entry.slots != ("attn.q", "attn.k", "attn.v"):
+        raise LayoutError(f"layout {where}: grouped takes [attn.q, attn.k, attn.v]")
+    if not all(entry.slots):
+        raise LayoutError(f"layout {where}: an empty slot")
+    return entry
 
 
 @lru_cache(maxsize=1)
 def _tables() -> dict[str, Any]:
-    text = (Path(__file__).parent / "layouts.yaml").read_text(encoding="utf-8")
+    text = (Path(__file__).parent / "components.yaml").read_text(encoding="utf-8")
     tables: dict[str, Any] = yaml.safe_load(text)
     return tables
 
@@ -249,27 +555,3 @@ def _gap(names: Sequence[str]) -> str:
             missing = sorted(set(range(max(found) + 1)) - found)
             return ", ".join(layout.layers.replace("{i}", str(i)) + "*" for i in missing[:3])
     return ""
-
-
-def _fit(layout: Layout, names: Sequence[str]) -> int:
-    """Number of layers if the layout fits, else 0."""
-    if layout.marker and not any(name.startswith(layout.marker) for name in names):
-        return 0
-    stems = {name.rpartition(".")[0] for name in names}
-    if not {layout.embed, layout.norm} <= stems:
-        return 0
-    pattern = _layer_pattern(layout.layers)
-    indices = {int(match.group(1)) for name in names if (match := pattern.match(name))}
-    return len(indices) if indices == set(range(len(indices))) else 0
-
-
-@lru_cache(maxsize=1)
-def _prefixes() -> list[tuple[str, str]]:
-    return sorted(_tables()["components"].items(), key=lambda pair: -len(pair[0]))
-
-
-def _component_slot(name: str) -> str:
-    for prefix, slot in _prefixes():
-        if name.startswith(prefix):
-            return str(slot) + name[len(prefix) :]
-    return f"other.{name}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from omnimerge.arch.rows import Run
 from omnimerge.checkpoint.headers import read_json
-from omnimerge.errors import CheckpointError
+from omnimerge.errors import CheckpointError, LayoutError
 
 
 def vocabulary_difference(target: Path, donor: Path) -> str | None:
@@ -43,6 +44,39 @@ def comparable(target: Path, donor: Path) -> bool:
     if token_ids(target) is not None and token_ids(donor) is not None:
         return True
     return _sentencepiece(target) is not None and _sentencepiece(donor) is not None
+
+
+def shared_rows(target: Path, donor: Path) -> list[Run]:
+    """Match the tokens that both tokenizers have, by their strings.
+
+    Args:
+        target: the target's folder.
+        donor: the donor's folder.
+
+    Returns:
+        Runs of rows of the embedding that correspond, in the target's order.
+
+    Raises:
+        LayoutError: if the tokens of either cannot be read.
+    """
+    ours, theirs = token_ids(target), token_ids(donor)
+    for ids, folder in ((ours, target), (theirs, donor)):
+        if ids is None:
+            raise LayoutError(
+                f"vocabulary: overlap matches tokens by name, and {folder} has neither "
+                "tokenizer.json nor vocab.json; add one, or use vocabulary: target"
+            )
+    pairs = sorted((row, theirs[token]) for token, row in ours.items() if token in theirs)  # type: ignore[union-attr, index]
+    runs: list[Run] = []
+    for row, source in pairs:
+        last = runs[-1] if runs else None
+        if last and last.start + last.count > row:
+            continue  # two names for one row: the first one counts
+        if last and (last.start + last.count, last.source + last.count) == (row, source):
+            runs[-1] = Run(last.start, last.source, last.count + 1)
+        else:
+            runs.append(Run(row, source, 1))
+    return runs
 
 
 def token_ids(folder: Path) -> dict[str, int] | None:

@@ -3,6 +3,7 @@
 from omnimerge.checkpoint.adapter import AdaptedCheckpoint, Adapter, unresolved
 from omnimerge.checkpoint.headers import TensorMeta
 from omnimerge.checkpoint.locate import locate
+from omnimerge.checkpoint.mapped import MappedCheckpoint, Segment
 from omnimerge.checkpoint.reader import Checkpoint
 from omnimerge.checkpoint.writer import CheckpointWriter, OutputTensor
 
@@ -11,7 +12,9 @@ __all__ = [
     "Adapter",
     "Checkpoint",
     "CheckpointWriter",
+    "MappedCheckpoint",
     "OutputTensor",
+    "Segment",
     "TensorMeta",
     "locate",
     "unresolved",

@@ -128,7 +128,8 @@ def extract_adapter(
     def changes() -> Iterator[_Change]:
         for merged in alignment.merged:
             origin = ancestor.read_tensor(merged.target).float()
-            yield merged.target, tuned.read_tensor(merged.sources[0]).float() - origin
+            checkpoint, name = alignment.source(merged)
+            yield merged.target, checkpoint.read_tensor(name).float() - origin
 
     described = {
         "format": 1,

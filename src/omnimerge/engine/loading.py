@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from omnimerge.engine.recipe import Match, ModelEntry, Override, Recipe
+from omnimerge.engine.recipe import Branches, Match, ModelEntry, Override, Recipe
 from omnimerge.errors import RecipeError, suggestion
 from omnimerge.methods import all_methods
 
@@ -101,7 +101,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _beside(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     def resolve(value: Any) -> Any:
         with contextlib.suppress(OSError):  # a text that is no path is reported later
-            if isinstance(value, str) and value and (folder / value).is_dir():
+            if isinstance(value, str) and value and (folder / value).exists():
                 return str(folder / value)
         return value
 
@@ -116,6 +116,8 @@ def _beside(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
             else resolve(entry)
             for entry in found["models"]
         ]
+    if isinstance(found.get("layouts"), list):
+        found["layouts"] = [resolve(each) for each in found["layouts"]]
     return found
 
 
@@ -147,6 +149,8 @@ def _hint(location: tuple[Any, ...]) -> str:
     schema: type[BaseModel] = Recipe
     if location[0] == "models":
         schema = ModelEntry
+    elif location[0] == "branches":
+        schema = Branches
     elif location[0] == "overrides":
         schema = Match if "match" in location else Override
     known = list(schema.model_fields)

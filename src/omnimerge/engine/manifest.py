@@ -11,7 +11,7 @@ from typing import Any
 
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.writer import MANIFEST_NAME
-from omnimerge.engine.plan import MergePlan
+from omnimerge.engine.plan import MergePlan, TensorJob
 
 
 def manifest(plan: MergePlan) -> dict[str, Any]:
@@ -51,7 +51,8 @@ def manifest(plan: MergePlan) -> dict[str, Any]:
         ],
         "tensors": {
             job.output.name: {
-                "sources": [name for _, name in job.sources],
+                "sources": [list(merged.sources) for merged in job.mapped],
+                **({"rule": rule} if (rule := _rule(job)) else {}),
                 **({"parameters": dict(job.parameters)} if _differs(plan, job) else {}),
             }
             if job.merged
@@ -114,5 +115,9 @@ def _input(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _differs(plan: MergePlan, job: Any) -> bool:
+def _rule(job: TensorJob) -> str:
+    return ", ".join(dict.fromkeys(merged.rule for merged in job.mapped if merged.rule))
+
+
+def _differs(plan: MergePlan, job: TensorJob) -> bool:
     return bool(job.parameters != plan.recipe.all_parameters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ from typing import Any
 from omnimerge.arch import (
     GATES,
     Alignment,
+    Layout,
+    Merged,
     SlotMap,
     align,
     component,
     find_names,
     layer_index,
+    read_layouts,
     slot_map,
 )
 from omnimerge.arch.layout import is_buffer
@@ -47,6 +50,7 @@ class TensorJob:
         parameters: the method's keywords for this tensor.
         depth: 0 for the language model's first layer to 1 for its last; None outside of them.
         reason: why the tensor is kept; empty if it is merged.
+        mapped: how each model, and last the base where it is needed, gets to it.
     """
 
     output: OutputTensor
@@ -56,6 +60,12 @@ class TensorJob:
     parameters: Mapping[str, Any]
     depth: float | None
     reason: str
+    mapped: tuple[Merged, ...] = ()
+
+    @property
+    def own(self) -> tuple[tuple[int, int], ...]:
+        """(First, one past the last) element of runs that stay the target's."""
+        return tuple(sorted({run for merged in self.mapped for run in merged.own}))
 
     @property
     def merged(self) -> bool:
@@ -154,7 +164,8 @@ class MergePlan:
                     "target": job.output.name,
                     "action": "merge" if job.merged else "keep",
                     "reason": job.reason,
-                    "sources": [name for _, name in job.sources],
+                    "sources": [list(merged.sources) for merged in job.mapped],
+                    "rule": ", ".join(dict.fromkeys(m.rule for m in job.mapped if m.rule)),
                 }
                 for job in self.jobs
             ],
@@ -166,7 +177,7 @@ def build_plan(recipe: Recipe, *, force: Collection[str] = (), ancestor: bool = 
 
     Args:
         recipe: what to do.
-        force: names of gates to waive (`geometry`, `ancestor`, `finite`).
+        force: names of gates to waive; see `GATES`.
         ancestor: whether to run the ancestor test, the only step that reads tensor data.
 
     Returns:
@@ -182,9 +193,17 @@ def build_plan(recipe: Recipe, *, force: Collection[str] = (), ancestor: bool = 
     models = _with_adapters(recipe, opened)
     base = opened[recipe.base] if recipe.base else None
     donors = [*models, *([base] if base and recipe.merge_method.needs_base else [])]
-    policy = {"select": recipe.selection, "vocabulary": recipe.vocabulary}
+    layouts = _layouts(recipe)
     alignments = tuple(
-        align(target, donor, ancestor=ancestor and donor is not target, **policy)
+        align(
+            target,
+            donor,
+            select=recipe.selection,
+            vocabulary=recipe.vocabulary,
+            branches=recipe.branches.policy() if recipe.branches else None,
+            layouts=layouts,
+            ancestor=ancestor and donor is not target,
+        )
         for donor in donors
     )
     reasons = [f"{a.donor.reference}: {why}" for a in alignments for why in a.reasons(force)]
@@ -248,7 +267,7 @@ def check_gates(force: Collection[str]) -> None:
 def _check_overrides(recipe: Recipe, slots: SlotMap) -> None:
     for number, override in enumerate(recipe.overrides):
         fits = any(
-            override.match.fits(name, component(slot), layer_index(slot))
+            override.match.fits(name, slot, component(slot), layer_index(slot))
             for name, slot in slots.by_name.items()
         )
         if not fits:
@@ -258,6 +277,10 @@ def _check_overrides(recipe: Recipe, slots: SlotMap) -> None:
 def worker_count() -> int:
     """Return how many threads a merge uses."""
     return max(1, min(4, os.cpu_count() or 1))
+
+
+def _layouts(recipe: Recipe) -> tuple[Layout, ...]:
+    return tuple(layout for file in recipe.layouts for layout in read_layouts(Path(file)))
 
 
 def _open_all(recipe: Recipe) -> dict[str, Checkpoint]:
@@ -289,7 +312,7 @@ def _with_adapters(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> tuple[Ch
             models.append(checkpoint)
             continue
         try:
-            models.append(adapted(checkpoint, entry.adapter))
+            models.append(adapted(checkpoint, entry.adapter, _layouts(recipe)))
         except CheckpointError as error:
             problems.append(str(error))
     if len(problems) == 1:
@@ -299,12 +322,15 @@ def _with_adapters(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> tuple[Ch
     return tuple(models)
 
 
-def adapted(base: Checkpoint, reference: str | Path) -> AdaptedCheckpoint:
+def adapted(
+    base: Checkpoint, reference: str | Path, layouts: Sequence[Layout] = ()
+) -> AdaptedCheckpoint:
     """Open a PEFT adapter on top of a checkpoint.
 
     Args:
         base: the checkpoint that it was made for.
         reference: the adapter's folder or Hub id.
+        layouts: layouts that the user gave.
 
     Returns:
         The checkpoint with the adapter's changes.
@@ -313,7 +339,7 @@ def adapted(base: Checkpoint, reference: str | Path) -> AdaptedCheckpoint:
         CheckpointError: if the adapter cannot be read or does not fit.
     """
     adapter = Adapter.open(reference)
-    names = find_names(adapter.changes, slot_map(base.tensors, str(base.folder)))
+    names = find_names(adapter.changes, slot_map(base.tensors, str(base.folder), layouts))
     missing = [name for name in adapter.changes if name not in names]
     if missing:
         raise unresolved(adapter, missing, base.tensors)
@@ -334,12 +360,10 @@ def _jobs(
             reason = lacking[0].kept[name]
             if len(alignments) > 1:
                 reason += f" ({lacking[0].donor.reference})"
-        inputs = []
+        inputs, mapped = [], ()
         if not reason:
-            inputs = [
-                (a.donor, found[name].sources[0])
-                for a, found in zip(alignments, by_target, strict=True)
-            ]
+            mapped = tuple(found[name] for found in by_target)
+            inputs = [a.source(merged) for a, merged in zip(alignments, mapped, strict=True)]
         base = inputs.pop() if inputs and recipe.merge_method.needs_base else None
         if inputs and recipe.merge_method.takes_target:
             inputs.insert(0, (target, name))
@@ -348,13 +372,13 @@ def _jobs(
         parameters = _parameters(recipe, name, slot)
         layer = layer_index(slot)
         depth = None if layer is None else layer / max(1, slots.layer_count - 1)
-        jobs.append(TensorJob(output, slot, tuple(inputs), base, parameters, depth, reason))
+        jobs.append(TensorJob(output, slot, tuple(inputs), base, parameters, depth, reason, mapped))
     return jobs
 
 
 def _override(recipe: Recipe, name: str, slot: str) -> Any:
     for override in recipe.overrides:
-        if override.match.fits(name, component(slot), layer_index(slot)):
+        if override.match.fits(name, slot, component(slot), layer_index(slot)):
             return override
     return None
 

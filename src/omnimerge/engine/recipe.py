@@ -72,14 +72,31 @@ class Lines(_Strict):
         return self.alpha, self.beta
 
 
+class Branches(_Strict):
+    """What feeds the target's tensors where one side holds them twice, for text and for images.
+
+    `shared` are the target's single tensors, `text` and `vision` its two; each gets the donor's
+    `text` or `vision` one, or nothing (`keep`). What is left out follows the paper's rule.
+    """
+
+    shared: Literal["text", "vision", "keep"] | None = None
+    text: Literal["text", "vision", "keep"] | None = None
+    vision: Literal["text", "vision", "keep"] | None = None
+
+    def policy(self) -> dict[str, str]:
+        """Return what is given."""
+        return self.model_dump(exclude_none=True)
+
+
 class Match(_Strict):
     """Which tensors an override is for; all given conditions must hold."""
 
     component: Literal["llm", "vision", "audio", "projector", "other"] | None = None
     name: str | None = None
+    slot: str | None = None
     layers: str | None = None
 
-    @field_validator("name")
+    @field_validator("name", "slot")
     @classmethod
     def _is_regex(cls, value: str | None) -> str | None:
         try:
@@ -96,11 +113,12 @@ class Match(_Strict):
             raise ValueError(f"{value!r} is no layer range; write 7 or 0-13")
         return value
 
-    def fits(self, name: str, component: str, layer: int | None) -> bool:
+    def fits(self, name: str, slot: str, component: str, layer: int | None) -> bool:
         """Return whether a tensor is meant.
 
         Args:
             name: the target's tensor name.
+            slot: its slot.
             component: its component.
             layer: its layer in the language model, or None.
 
@@ -110,6 +128,8 @@ class Match(_Strict):
         if self.component is not None and self.component != component:
             return False
         if self.name is not None and not re.search(self.name, name):
+            return False
+        if self.slot is not None and not re.search(self.slot, slot):
             return False
         if self.layers is None:
             return True
@@ -166,7 +186,9 @@ class Recipe(_Strict):
     select: Selection | None = None
     lines: Lines | None = None
     overrides: tuple[Override, ...] = ()
-    vocabulary: Literal["auto", "target"] = "auto"
+    vocabulary: Literal["auto", "target", "overlap"] = "auto"
+    branches: Branches | None = None
+    layouts: tuple[Reference, ...] = ()
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     max_shard_size: Annotated[int, BeforeValidator(_parse_size)] = 5 * 10**9
     seed: int = 0

@@ -59,6 +59,15 @@ class SliceWorker:
         """
         if not job.merged:
             return self._copy(job, start, stop)
+        result = self._compute(job, start, stop)
+        for first, last in job.own:
+            low, high = max(first, start), min(last, stop)
+            if low < high:
+                own = self._plan.target.read(job.output.name, low, high)
+                _rounded(job, own, result[low - start : high - start])
+        return result
+
+    def _compute(self, job: TensorJob, start: int, stop: int) -> Tensor:
         if (deltas := low_rank_deltas(self._plan, job)) is not None:
             return self._from_factors(job, deltas)
         inputs = [*job.sources, *([job.base] if job.base else [])]

@@ -1,0 +1,194 @@
+"""Which elements of a tensor belong to which slot, and from slot to slot between two checkpoints.
+
+Every difference between layouts that is more than a name (fused, interleaved, duplicated,
+vocabularies in another order) is a rearrangement of rows. So a mapped tensor is a list of runs of
+elements, each read from where the donor has it; nothing is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from omnimerge.arch.geometry import Geometry
+from omnimerge.arch.layout import Entry, SlotMap, split_branch
+from omnimerge.checkpoint import Checkpoint
+from omnimerge.errors import LayoutError
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of elements of a tensor that belongs to one slot.
+
+    Attributes:
+        name: the tensor.
+        slot: the slot, with its branch.
+        start: first element in the tensor.
+        slot_start: first element in the slot.
+        count: number of elements.
+    """
+
+    name: str
+    slot: str
+    start: int
+    slot_start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of elements of one slot on both sides.
+
+    Attributes:
+        start: first element in the target's slot.
+        source: first element in the donor's slot.
+        count: number of elements.
+    """
+
+    start: int
+    source: int
+    count: int
+
+
+class SlotRows:
+    """Where the slots of a checkpoint lie, element by element.
+
+    Args:
+        checkpoint: the checkpoint.
+        slots: its slots.
+        geometry: the sizes that fused tensors are cut by.
+
+    Raises:
+        LayoutError: if a fused tensor cannot be cut by these sizes; with the sizes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, slots: SlotMap, geometry: Geometry) -> None:
+        self.by_name: dict[str, tuple[Piece, ...]] = {}
+        self.by_slot: dict[str, list[Piece]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for name, label in slots.by_name.items():
+            shape = checkpoint.tensors[name].shape
+            entry = slots.layout.entry(name) if label.startswith("llm.") else None
+            if entry is None or entry.op == "rename":
+                pieces: tuple[Piece, ...] = (Piece(name, label, 0, 0, math.prod(shape)),)
+                self._shapes[label] = shape
+            else:
+                pieces = self._cut(checkpoint, name, label, entry, geometry)
+            self.by_name[name] = pieces
+            for piece in pieces:
+                self.by_slot.setdefault(piece.slot, []).append(piece)
+
+    def shape(self, slot: str) -> tuple[int, ...] | None:
+        """Return the shape that a slot would have as a tensor of its own.
+
+        Args:
+            slot: a slot, with its branch.
+
+        Returns:
+            The shape, or None if the checkpoint does not have the slot.
+        """
+        return self._shapes.get(slot)
+
+    def whole(self, name: str) -> bool:
+        """Return whether a tensor is one slot, and nothing else.
+
+        Args:
+            name: a tensor name of the checkpoint.
+
+        Returns:
+            False for fused tensors.
+        """
+        return len(self.by_name[name]) == 1
+
+    def _cut(
+        self, checkpoint: Checkpoint, name: str, label: str, entry: Entry, sizes: Geometry
+    ) -> tuple[Piece, ...]:
+        shape = checkpoint.tensors[name].shape
+        rows, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+        parts = _part_rows(checkpoint, name, rows, entry, sizes)
+        slots = [_slot_of(label, entry, slot) for slot in entry.slots]
+        for slot, count in zip(slots, parts, strict=True):
+            self._shapes[slot] = (count, *shape[1:])
+        groups = parts[1] // (sizes.head_dim or 1) if entry.op == "grouped" else 1
+        pieces, row = [], 0
+        for group in range(groups):
+            for slot, count in zip(slots, parts, strict=True):
+                each = count // groups
+                pieces.append(Piece(name, slot, row * width, group * each * width, each * width))
+                row += each
+        return tuple(pieces)
+
+
+def compose(
+    target: Sequence[Piece], donor: Mapping[str, Sequence[Piece]], runs: Mapping[str, Sequence[Run]]
+) -> list[tuple[Piece, int, int, str | None, int]]:
+    """Find, for every element of a target tensor, where the donor has it.
+
+    Args:
+        target: the target tensor's pieces, which cover it in order.
+        donor: target slot -> the donor's pieces of the slot that feeds it; absent if none does.
+        runs: target slot -> which elements correspond, where not all do in order.
+
+    Returns:
+        (piece of the target, first element in the target's tensor, count, donor tensor or None,
+        first element in that tensor), in order, runs joined where both sides go on.
+    """
+    found: list[tuple[Piece, int, int, str | None, int]] = []
+    for piece in target:
+        held = sorted(donor.get(piece.slot, ()), key=lambda each: each.slot_start)
+        pairs = runs.get(piece.slot) or [Run(piece.slot_start, piece.slot_start, piece.count)]
+        position = piece.slot_start
+        for run in pairs:
+            low = max(run.start, position)
+            high = min(run.start + run.count, piece.slot_start + piece.count)
+            if low >= high:
+                continue
+            if low > position:
+                found.append((piece, _in_tensor(piece, position), low - position, None, 0))
+            source = run.source + low - run.start
+            for part in held:
+                begin = max(source, part.slot_start)
+                end = min(source + high - low, part.slot_start + part.count)
+                if begin < end:
+                    start = _in_tensor(piece, low + begin - source)
+                    offset = part.start + begin - part.slot_start
+                    found.append((piece, start, end - begin, part.name, offset))
+            position = high
+        stop = piece.slot_start + piece.count
+        if position < stop:
+            found.append((piece, _in_tensor(piece, position), stop - position, None, 0))
+    return found
+
+
+def _in_tensor(piece: Piece, element: int) -> int:
+    return piece.start + element - piece.slot_start
+
+
+def _slot_of(label: str, entry: Entry, slot: str) -> str:
+    base, branch = split_branch(label)
+    base = base.replace(entry.label, slot)
+    return f"{base}@{branch}" if branch else base
+
+
+def _part_rows(
+    checkpoint: Checkpoint, name: str, rows: int, entry: Entry, sizes: Geometry
+) -> list[int]:
+    """Rows of each slot in a fused tensor."""
+    where = f"{checkpoint.folder}: tensor {name!r} of {rows:,} rows"
+    parts = len(entry.slots)
+    if "attn.q" not in entry.slots:
+        if rows % parts:
+            raise LayoutError(f"{where} cannot be cut into {parts} equal parts")
+        return [rows // parts] * parts
+    if not sizes.heads or not sizes.head_dim:
+        raise LayoutError(f"{where} cannot be cut: its config.json tells no num_attention_heads")
+    query = sizes.heads * sizes.head_dim
+    rest = (rows - query) // (parts - 1)
+    grouped = entry.op == "grouped" and rest and (query % rest or rest % sizes.head_dim)
+    if rest <= 0 or query + rest * (parts - 1) != rows or rest % sizes.head_dim or grouped:
+        raise LayoutError(
+            f"{where} cannot be cut into {entry.label} with {sizes.heads} heads of "
+            f"{sizes.head_dim}; check num_attention_heads and head_dim in its config.json"
+        )
+    return [query if slot == "attn.q" else rest for slot in entry.slots]
