@@ -70,11 +70,12 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
+def inspect(path: str | Path, *, layouts: Collection[str | Path] = ()) -> dict[str, Any]:
     """Describe a checkpoint from its headers: components, geometry, dtypes, sizes.
 
     Args:
         path: folder, or Hub id with an optional ``@revision``.
+        layouts: files with layouts of your own; they go before the built-in ones.
 
     Returns:
         A JSON-ready mapping, the same as `omnimerge inspect --json`.
@@ -82,11 +83,12 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the checkpoint cannot be opened.
     """
-    from omnimerge.arch import summarize
+    from omnimerge.arch import read_layouts, summarize
     from omnimerge.checkpoint import Checkpoint
 
+    extra = [layout for file in layouts for layout in read_layouts(Path(file))]
     with Checkpoint.open(path) as checkpoint:
-        return summarize(checkpoint)
+        return summarize(checkpoint, extra)
 
 
 def align(
@@ -95,6 +97,8 @@ def align(
     *,
     select: str = "language_model",
     vocabulary: str = "auto",
+    branches: Mapping[str, str] | None = None,
+    layouts: Collection[str | Path] = (),
 ) -> Alignment:
     """Map a donor onto a target: what is merged, kept and unused, and whether it may be merged.
 
@@ -102,20 +106,31 @@ def align(
         target: folder or Hub id of the checkpoint whose architecture the output would have.
         donor: folder or Hub id of the checkpoint that is mapped onto it.
         select: `language_model`, `all` or `linear`.
-        vocabulary: `auto` or `target`.
+        vocabulary: `auto`, `target` or `overlap`.
+        branches: what else feeds the target's `shared`, `text` or `vision` tensors, where one side
+            holds them twice: the donor's `text` or `vision` ones, or nothing (`keep`).
+        layouts: files with layouts of your own; they go before the built-in ones.
 
     Returns:
         The alignment; `alignment.reasons()` is empty if the pair can be merged.
 
     Raises:
         CheckpointError: if a checkpoint cannot be opened.
-        LayoutError: if a checkpoint fits no known layout.
+        LayoutError: if a checkpoint fits no known layout, or a layout file is wrong.
     """
     from omnimerge.arch import align as align_checkpoints
+    from omnimerge.arch import read_layouts
     from omnimerge.checkpoint import Checkpoint
 
     ours, theirs = Checkpoint.open(target), Checkpoint.open(donor)
-    return align_checkpoints(ours, theirs, select=select, vocabulary=vocabulary)
+    return align_checkpoints(
+        ours,
+        theirs,
+        select=select,
+        vocabulary=vocabulary,
+        branches=branches,
+        layouts=[layout for file in layouts for layout in read_layouts(Path(file))],
+    )
 
 
 def plan(
@@ -128,7 +143,8 @@ def plan(
 
     Args:
         recipe: a YAML file, the mapping it would hold, or a `Recipe`.
-        force: names of gates to waive: `geometry`, `ancestor`, `finite`.
+        force: names of gates to waive: `accounting`, `geometry`, `quantization`, `ancestor`,
+            `finite`.
         ancestor: also run the ancestor test, which reads a sample of the weights.
 
     Returns:

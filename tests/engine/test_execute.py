@@ -58,7 +58,7 @@ def leftovers(folder):
 
 
 def test_the_published_result_is_reproduced(golden, tmp_path):
-    case = golden / "llava_onevision_into_qwen2_vl"
+    case = golden / "adamms" / "llava_onevision_into_qwen2_vl"
     alpha = json.loads((case / "case.json").read_text())["alpha"]
     recipe = {
         "method": "adamms",

@@ -3,6 +3,7 @@
 from omnimerge.arch.align import SELECTIONS, VOCABULARIES, align
 from omnimerge.arch.alignment import GATES, Alignment, Merged
 from omnimerge.arch.ancestor import Ancestor
+from omnimerge.arch.detect import slots_of
 from omnimerge.arch.geometry import Geometry, geometry
 from omnimerge.arch.layout import (
     COMPONENTS,
@@ -38,5 +39,6 @@ __all__ = [
     "memory_names",
     "read_layouts",
     "slot_map",
+    "slots_of",
     "summarize",
 ]

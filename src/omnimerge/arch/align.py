@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from omnimerge.arch.alignment import Alignment, Merged
 from omnimerge.arch.ancestor import same_slice
+from omnimerge.arch.detect import slots_of
 from omnimerge.arch.gates import check_ancestor, check_completeness, check_geometry
 from omnimerge.arch.geometry import geometry
 from omnimerge.arch.heterogeneity import heterogeneity
@@ -16,7 +17,7 @@ from omnimerge.arch.layout import (
     SlotMap,
     component,
     is_buffer,
-    slot_map,
+    layer_index,
     split_branch,
 )
 from omnimerge.arch.rows import Piece, Run, SlotRows, compose
@@ -33,6 +34,7 @@ BRANCH_VALUES = ("text", "vision", "keep")
 EMBED, HEAD = VOCABULARY_SLOTS = ("llm.embed.weight", "llm.head.weight")
 NO_COUNTERPART = "the donor has no such tensor"
 NO_PLACE = "the target has no such tensor"
+OTHER_BRANCH = "the target's tensor gets the donor's other branch"
 
 
 def align(
@@ -76,8 +78,7 @@ def align(
         RecipeError: if `select`, `vocabulary` or `branches` is none of the words above.
     """
     _check_words(select, vocabulary, branches or {})
-    ours = slot_map(target.tensors, str(target.folder), layouts)
-    theirs = slot_map(donor.tensors, str(donor.folder), layouts)
+    ours, theirs = slots_of(target, layouts), slots_of(donor, layouts)
     result = Alignment(target, donor, ours, theirs, geometry(target, ours), geometry(donor, theirs))
     check_geometry(result)
     matcher = _Matcher(result, select, vocabulary, branches or {}, may_read=ancestor)
@@ -145,7 +146,7 @@ class _Matcher:
         for name, slot in result.donor_slots.by_name.items():
             if name not in used:
                 result.unused[name] = self._why_unused(name, slot)
-        self._note_unused_rows()
+        self._account_for_rows()
 
     def _find(self, name: str, slot: str) -> Merged | str:
         """What the tensor gets from the donor, or why nothing."""
@@ -288,31 +289,37 @@ class _Matcher:
         if component(slot) != "llm":
             counterpart = result.target_slots.by_slot.get(slot)
             return result.kept.get(counterpart or "", f"{component(slot)} is the target's own")
-        merged = False
-        for piece in self._theirs.by_name[name]:
-            base, branch = split_branch(piece.slot)
-            for place in (base, *(f"{base}@{each}" for each in BRANCHES)):
-                for ours in self._ours.by_slot.get(place, ()):
-                    if ours.name in result.kept:
-                        return result.kept[ours.name]
-                    merged = merged or bool(branch)
-        if merged:
-            return "the target's tensor gets the donor's other branch"
+        reasons = [self._why_slot_unused(piece.slot) for piece in self._theirs.by_name[name]]
+        return next((why for why in reasons if why != NO_PLACE), NO_PLACE)
+
+    def _why_slot_unused(self, slot: str) -> str:
+        base, branch = split_branch(slot)
+        places = [base, *(f"{base}@{each}" for each in BRANCHES)]
+        ours = [piece.name for place in places for piece in self._ours.by_slot.get(place, ())]
+        for name in ours:
+            if name in self._result.kept:
+                return self._result.kept[name]
+        if ours and branch:
+            return OTHER_BRANCH
         return "the target ties its head to the embedding" if slot == HEAD else NO_PLACE
 
-    def _note_unused_rows(self) -> None:
-        """A fused donor tensor of which some slots go nowhere."""
-        result = self._result
-        used: dict[str, int] = {}
-        for merged in result.merged:
-            for segment in merged.segments:
-                if segment.name:
-                    used[segment.name] = used.get(segment.name, 0) + segment.count
-        for name, count in used.items():
-            if not self._theirs.whole(name) and count < result.donor.tensors[name].numel:
-                result.refuse(
-                    "accounting", f"only a part of the donor's {name} has a place in the target"
-                )
+    def _account_for_rows(self) -> None:
+        """What of the fused donor tensors goes nowhere, although another part of them is used."""
+        used: dict[str, set[str]] = {}
+        for merged in self._result.merged:
+            for slot, _, _ in merged.parts:
+                feed, _ = self._feed(slot)
+                for piece in self._theirs.by_slot[feed]:
+                    used.setdefault(piece.name, set()).add(feed)
+        for name, slots in used.items():
+            left = {piece.slot for piece in self._theirs.by_name[name]} - slots
+            for slot in sorted(left):
+                words = f"the part {slot} of the donor's {name} goes nowhere"
+                why = self._why_slot_unused(slot)
+                if why == NO_PLACE:
+                    self._result.refuse("accounting", f"{words}: {why}")
+                elif layer_index(slot) == 0:
+                    self._result.notes.append(f"{words} (likewise in every layer): {why}")
 
 
 def _vocabulary_reason(result: Alignment, policy: str) -> str | None:

@@ -81,8 +81,10 @@ class Alignment:
 
         Args:
             gate: one of `GATES`.
-            reason: why the pair does not fit.
+            reason: why the pair does not fit, with the values and what to do.
         """
+        if f"--force {gate}" not in reason:
+            reason = f"{reason}; go on all the same with --force {gate}"
         self.refusals.append((gate, reason))
 
     def reasons(self, force: Collection[str] = ()) -> list[str]:

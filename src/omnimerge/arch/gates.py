@@ -45,18 +45,19 @@ def check_geometry(result: Alignment) -> None:
     for name, words in _GEOMETRY_WORDS.items():
         a, b = getattr(ours, name), getattr(theirs, name)
         if a is not None and b is not None and a != b:
-            result.refuse("geometry", f"{words} differs: target {a}, donor {b}")
+            result.refuse("geometry", f"{words} differs: target {a}, donor {b}{_SAME_LLM}")
         elif name in _NOTED and (a is None or b is None):
             result.notes.append(f"the {words} could not be compared: no config tells it")
     if ours.rope_scaling != theirs.rope_scaling:
         a, b = (scaling or "none" for scaling in (ours.rope_scaling, theirs.rope_scaling))
-        result.refuse("geometry", f"RoPE scaling differs: target {a}, donor {b}")
+        result.refuse("geometry", f"RoPE scaling differs: target {a}, donor {b}{_SAME_LLM}")
     _compare_eps(result, ours.norm_eps, theirs.norm_eps)
     _refuse_quantized(result, "target", result.target, ours)
     _refuse_quantized(result, "donor", result.donor, theirs)
 
 
 _NOTED = ("heads", "rope_theta")
+_SAME_LLM = "; models that can be merged are fine-tunes of one LLM"
 
 
 def _compare_eps(result: Alignment, ours: float | None, theirs: float | None) -> None:
@@ -65,7 +66,7 @@ def _compare_eps(result: Alignment, ours: float | None, theirs: float | None) ->
         return
     text = f"epsilon of the norms differs: target {ours}, donor {theirs}"
     if max(ours, theirs) > 10.5 * min(ours, theirs):
-        result.refuse("geometry", text)
+        result.refuse("geometry", f"{text}{_SAME_LLM}")
     else:
         result.notes.append(text)
 
@@ -110,12 +111,15 @@ def check_completeness(result: Alignment, *, lost: str, lacking: str) -> None:
             result.refuse(
                 "accounting",
                 f"{len(matrices)} matrices {words}, such as {matrices[0]!r}; if they have one "
-                "under another name, give a layout (--layout)",
+                "under another name, give a layout with --layout",
             )
         elif inner:
             result.notes.append(f"{len(inner)} tensors {words}, such as {inner[0]!r}")
     if not any(component(m.slot) == "llm" for m in result.merged):
-        result.refuse("accounting", "no tensor of the language models matches")
+        result.refuse(
+            "accounting",
+            "no tensor of the language models matches; look at both with `omnimerge inspect`",
+        )
 
 
 def check_ancestor(result: Alignment) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,105 @@ def config_defaults(model_type: str) -> dict[str, Any]:
     return defaults
 
 
+def language_model_names(folder: Path, names: Sequence[str]) -> dict[str, str] | None:
+    """Ask transformers where the language model of a checkpoint lies.
+
+    Its tables bring names on disk to those in memory, where the model says what its decoder, its
+    embedding and its head are. They are internal (`conversion_mapping`, `core_model_loading`), so
+    whatever goes wrong in them counts as no answer.
+
+    Args:
+        folder: the checkpoint's folder.
+        names: its tensor names on disk.
+
+    Returns:
+        `layers` (with ``{i}``), `embed`, `norm` and `head`, as on disk and without leaves; a tied
+        head has a name that no tensor bears. None if transformers cannot tell.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+        model = _on_meta(folder)
+        transforms = get_model_conversion_mapping(model)
+        renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+        modules = {id(module): name for name, module in model.named_modules()}
+        stack, decoder = _largest_stack(model.get_decoder())
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        state = model.state_dict()
+        disk = {}
+        for name in names:
+            memory, _ = rename_source_key(name, renamings, [], model.base_model_prefix, state)
+            disk[memory] = name
+        inner = f"{modules[id(stack)]}.0."
+        first = next(name for name in disk if name.startswith(inner))
+        width = embedding.weight.shape[1]
+        norm = [
+            name
+            for name, module in decoder.named_children()
+            if getattr(getattr(module, "weight", None), "shape", None) == (width,)
+        ][-1]
+        found = {
+            "layers": _prefix(disk[first], first.removeprefix(inner)),
+            "embed": _stem(disk[f"{modules[id(embedding)]}.weight"]),
+            "norm": _stem(disk[f"{modules[id(decoder)]}.{norm}.weight"]),
+            "head": "lm_head",
+        }
+        if head is not None and f"{modules[id(head)]}.weight" in disk:
+            found["head"] = _stem(disk[f"{modules[id(head)]}.weight"])
+        return found
+    except _NO_ANSWER:
+        return None
+
+
+# What an unknown class, a config that does not build one, or other internals can raise.
+_NO_ANSWER = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
+
+
+def _largest_stack(module: Any) -> tuple[Any, Any]:
+    """The list of layers with the most parameters, and the module that holds it."""
+    stacks = {}
+    for _, parent in module.named_modules():
+        for _, child in parent.named_children():
+            names = [name for name, _ in child.named_children()]
+            if names and all(name.isdigit() for name in names):
+                stacks[sum(p.numel() for p in child.parameters())] = child, parent
+    return stacks[max(stacks)]
+
+
+def _prefix(name: str, rest: str) -> str:
+    """``a.layers.0.q.weight`` without ``q.weight``, the number as ``{i}``."""
+    if not name.endswith(rest):
+        raise ValueError(f"{name} does not end in {rest}")
+    return re.sub(r"\.0\.$", ".{i}.", name.removesuffix(rest))
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _on_meta(folder: Path) -> Any:
+    """The model of a checkpoint's architecture, built without memory."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    architecture = getattr(transformers, (config.architectures or [""])[0])
+    with torch.device("meta"):
+        return architecture(config)
+
+
 def parameter_modules(folder: Path) -> dict[str, tuple[str, str]]:
     """Return the modules of a checkpoint's architecture, built without memory.
 
@@ -45,10 +146,7 @@ def parameter_modules(folder: Path) -> dict[str, tuple[str, str]]:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        architecture = getattr(transformers, (config.architectures or [""])[0])
-        with torch.device("meta"):
-            model = architecture(config)
+        model = _on_meta(folder)
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise LayoutError(

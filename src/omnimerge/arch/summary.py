@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from omnimerge.arch.detect import slots_of
 from omnimerge.arch.geometry import geometry
-from omnimerge.arch.layout import COMPONENTS, component, slot_map
+from omnimerge.arch.layout import COMPONENTS, Layout, component
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import LayoutError
 
 
-def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
+def summarize(checkpoint: Checkpoint, extra: Sequence[Layout] = ()) -> dict[str, Any]:
     """Describe a checkpoint. Reads no tensor data.
 
     Args:
         checkpoint: the opened checkpoint.
+        extra: layouts that the user gave.
 
     Returns:
         A JSON-ready mapping: `path`, `model_type`, `architectures`, `layout`, `note`, `components`
@@ -25,7 +28,7 @@ def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
     note, layout, llm = "", None, None
     by_name = {name: f"other.{name}" for name in checkpoint.tensors}
     try:
-        slots = slot_map(checkpoint.tensors, str(checkpoint.folder))
+        slots = slots_of(checkpoint, extra)
     except LayoutError as error:
         note = str(error)
     else:

@@ -20,15 +20,18 @@ def vocabulary_difference(target: Path, donor: Path) -> str | None:
         What differs, in words, or None if they agree or the files do not tell.
     """
     ours, theirs = token_ids(target), token_ids(donor)
-    if ours is not None and theirs is not None:
-        differing = sum(
-            1 for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)
-        )
-        return f"{differing:,} tokens have other ids" if differing else None
-    ours_raw, theirs_raw = _sentencepiece(target), _sentencepiece(donor)
-    if ours_raw is not None and theirs_raw is not None and ours_raw != theirs_raw:
-        return "the tokenizer.model files differ"
-    return None
+    if ours is None or theirs is None:
+        return None
+    tokens = dict.fromkeys([*ours, *theirs])
+    differing = [token for token in tokens if ours.get(token) != theirs.get(token)]
+    if not differing:
+        return None
+    first = differing[0]
+    a, b = (ids.get(first, "none") for ids in (ours, theirs))
+    return (
+        f"{len(differing):,} tokens have other ids, such as {first!r} ({a} in the target, {b} in "
+        "the donor)"
+    )
 
 
 def comparable(target: Path, donor: Path) -> bool:
@@ -41,9 +44,7 @@ def comparable(target: Path, donor: Path) -> bool:
     Returns:
         True if both have files of a kind that `vocabulary_difference` reads.
     """
-    if token_ids(target) is not None and token_ids(donor) is not None:
-        return True
-    return _sentencepiece(target) is not None and _sentencepiece(donor) is not None
+    return token_ids(target) is not None and token_ids(donor) is not None
 
 
 def shared_rows(target: Path, donor: Path) -> list[Run]:
@@ -59,14 +60,8 @@ def shared_rows(target: Path, donor: Path) -> list[Run]:
     Raises:
         LayoutError: if the tokens of either cannot be read.
     """
-    ours, theirs = token_ids(target), token_ids(donor)
-    for ids, folder in ((ours, target), (theirs, donor)):
-        if ids is None:
-            raise LayoutError(
-                f"vocabulary: overlap matches tokens by name, and {folder} has neither "
-                "tokenizer.json nor vocab.json; add one, or use vocabulary: target"
-            )
-    pairs = sorted((row, theirs[token]) for token, row in ours.items() if token in theirs)  # type: ignore[union-attr, index]
+    ours, theirs = _required_ids(target), _required_ids(donor)
+    pairs = sorted((row, theirs[token]) for token, row in ours.items() if token in theirs)
     runs: list[Run] = []
     for row, source in pairs:
         last = runs[-1] if runs else None
@@ -79,29 +74,92 @@ def shared_rows(target: Path, donor: Path) -> list[Run]:
     return runs
 
 
+def _required_ids(folder: Path) -> dict[str, int]:
+    ids = token_ids(folder)
+    if ids is None:
+        raise LayoutError(
+            f"vocabulary: overlap matches tokens by name, and {folder} has neither tokenizer.json "
+            "nor vocab.json nor tokenizer.model; add one, or use vocabulary: target"
+        )
+    return ids
+
+
 def token_ids(folder: Path) -> dict[str, int] | None:
-    """Read token -> id from ``tokenizer.json``, or from ``vocab.json`` with its additions.
+    """Read token -> id from a tokenizer's files, added tokens included.
+
+    They are ``tokenizer.json``, else ``vocab.json`` or ``tokenizer.model`` (SentencePiece) with
+    ``added_tokens.json``.
 
     Args:
         folder: a checkpoint's folder.
 
     Returns:
-        The mapping, added tokens included, or None if the folder has neither file.
+        The mapping, or None if the folder has none of them.
+
+    Raises:
+        CheckpointError: if a file is there and cannot be read.
     """
     fast = folder / "tokenizer.json"
     if fast.is_file():
         return _fast_tokens(fast)
-    slow = folder / "vocab.json"
-    if not slow.is_file():
+    slow, pieces = folder / "vocab.json", folder / "tokenizer.model"
+    if slow.is_file():
+        ids = _ids_of(slow)
+    elif pieces.is_file():
+        ids = {piece: number for number, piece in enumerate(_sentencepieces(pieces))}
+    else:
         return None
     added = folder / "added_tokens.json"
+    return ids | _ids_of(added) if added.is_file() else ids
+
+
+def _ids_of(file: Path) -> dict[str, int]:
     try:
-        ids = {str(token): int(number) for token, number in read_json(slow).items()}
-        if added.is_file():
-            ids |= {str(token): int(number) for token, number in read_json(added).items()}
+        return {str(token): int(number) for token, number in read_json(file).items()}
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{slow} or {added.name} holds no token ids: {error}") from error
-    return ids
+        raise CheckpointError(f"{file} holds no token ids: {error}") from error
+
+
+def _sentencepieces(file: Path) -> list[str]:
+    """The pieces of a SentencePiece model, by id.
+
+    The file is a protocol buffer: field 1 of the model, repeated, is a piece, whose field 1 is its
+    text. Other fields are skipped by their wire type.
+    """
+    try:
+        data = file.read_bytes()
+        pieces = [body for number, body in _fields(data) if number == 1]
+        return [next(b for n, b in _fields(piece) if n == 1).decode() for piece in pieces]
+    except (IndexError, StopIteration, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not a SentencePiece model") from error
+
+
+def _fields(data: bytes) -> list[tuple[int, bytes]]:
+    """(number, content) of the fields of a protocol buffer message; empty content for numbers."""
+    found, position = [], 0
+    while position < len(data):
+        key, position = _varint(data, position)
+        kind, length = key & 7, 0
+        if kind == 0:
+            _, position = _varint(data, position)
+        elif kind == 2:
+            length, position = _varint(data, position)
+        else:
+            length = {1: 8, 5: 4}[kind] if kind in (1, 5) else len(data) + 1
+        if position + length > len(data):
+            raise IndexError
+        found.append((key >> 3, data[position : position + length] if kind == 2 else b""))
+        position += length
+    return found
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
+        if byte < 128:
+            return value, position
 
 
 def _fast_tokens(file: Path) -> dict[str, int]:
@@ -115,8 +173,3 @@ def _fast_tokens(file: Path) -> dict[str, int]:
         return ids | {str(e["content"]): int(e["id"]) for e in content.get("added_tokens") or []}
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{file} is not a tokenizer file: {error!r}") from error
-
-
-def _sentencepiece(folder: Path) -> bytes | None:
-    file = folder / "tokenizer.model"
-    return file.read_bytes() if file.is_file() else None

@@ -13,13 +13,21 @@ import yaml
 
 from omnimerge.errors import suggestion
 
-GATES = ("geometry", "ancestor", "finite")
+GATES = ("accounting", "geometry", "quantization", "ancestor", "finite")
+VOCABULARIES = ("auto", "target", "overlap")
 
 force_option = click.option(
     "--force",
     multiple=True,
     type=click.Choice(GATES),
     help="Go on although this gate refuses. May be given several times.",
+)
+layout_option = click.option(
+    "--layout",
+    "layouts",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="File with a layout of your own; see `omnimerge layout`. Repeat it.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -211,7 +219,8 @@ _RECIPE_OPTIONS = (
     click.option("--adapter", "adapters", multiple=True, help="PEFT adapter on the base; repeat."),
     click.option("--param", "parameters", multiple=True, help="Keyword of the method: alpha=0.3."),
     click.option("--select", type=click.Choice(["all", "language_model", "linear"])),
-    click.option("--vocabulary", type=click.Choice(["auto", "target"])),
+    click.option("--vocabulary", type=click.Choice(VOCABULARIES)),
+    layout_option,
     click.option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"])),
     click.option("--max-shard-size", help="For example 5GB."),
 )

@@ -6,17 +6,18 @@ from typing import Any
 
 import click
 
-from omnimerge.cli._console import json_option, print_json, size, table
+from omnimerge.cli._console import json_option, layout_option, print_json, size, table
 
 
 @click.command("inspect", epilog="Example: omnimerge inspect ./qwen2-vl")
 @click.argument("path")
+@layout_option
 @json_option
-def command(path: str, as_json: bool) -> None:
+def command(path: str, layouts: tuple[str, ...], as_json: bool) -> None:
     """Show what a checkpoint is, from its headers: components, geometry, dtype, size."""
     import omnimerge
 
-    summary = omnimerge.inspect(path)
+    summary = omnimerge.inspect(path, layouts=layouts)
     if as_json:
         print_json(summary)
         return

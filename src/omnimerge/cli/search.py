@@ -71,6 +71,7 @@ def command(
     parameters: tuple[str, ...],
     select: str | None,
     vocabulary: str | None,
+    layouts: tuple[str, ...],
     dtype: str | None,
     max_shard_size: str | None,
     as_json: bool,
@@ -94,6 +95,7 @@ def command(
         "adapters": adapters,
         "select": select,
         "vocabulary": vocabulary,
+        "layouts": layouts,
         "dtype": dtype,
         "max_shard_size": max_shard_size,
     }

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnimerge.arch import align, memory_names
+from omnimerge.arch import SlotMap, align, memory_names, slots_of
 from omnimerge.arch.geometry import geometry
 from omnimerge.arch.hf_tables import parameter_modules
-from omnimerge.arch.layout import SlotMap, slot_map
 from omnimerge.checkpoint import Checkpoint, CheckpointWriter, OutputTensor
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.checkpoint.writer import MANIFEST_NAME, refuse_existing
@@ -161,7 +160,7 @@ class _Collector:
     def __init__(self, base: Checkpoint, limits: Mapping[str, Any]) -> None:
         self._base = base
         self._limits = limits
-        self._slots: SlotMap = slot_map(base.tensors, str(base.folder))
+        self._slots: SlotMap = slots_of(base)
         self._modules = parameter_modules(base.folder)
         self._memory = memory_names(list(base.tensors), list(self._modules))
         self._disk = {memory: disk for disk, memory in self._memory.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnimerge.arch import layer_index, slot_map
+from omnimerge.arch import layer_index, slots_of
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.engine._mergekit_inputs import (
     Findings,
@@ -136,7 +136,7 @@ def _layer_count(config: Any) -> int | None:
 def _sites(folder: Path) -> tuple[Site, ...] | None:
     try:
         with Checkpoint.open(folder) as checkpoint:
-            slots = slot_map(checkpoint.tensors, str(folder)).by_name
+            slots = slots_of(checkpoint).by_name
     except (CheckpointError, LayoutError):
         return None
     return tuple(Site(name, layer_index(slot)) for name, slot in slots.items())

@@ -19,7 +19,7 @@ from omnimerge.arch import (
     find_names,
     layer_index,
     read_layouts,
-    slot_map,
+    slots_of,
 )
 from omnimerge.arch.layout import is_buffer
 from omnimerge.checkpoint import (
@@ -339,7 +339,7 @@ def adapted(
         CheckpointError: if the adapter cannot be read or does not fit.
     """
     adapter = Adapter.open(reference)
-    names = find_names(adapter.changes, slot_map(base.tensors, str(base.folder), layouts))
+    names = find_names(adapter.changes, slots_of(base, layouts))
     missing = [name for name in adapter.changes if name not in names]
     if missing:
         raise unresolved(adapter, missing, base.tensors)
@@ -356,14 +356,21 @@ def _jobs(
         override = _override(recipe, name, slot)
         reason = "override: keep target" if override and override.keep else ""
         lacking = [a for a, found in zip(alignments, by_target, strict=True) if name not in found]
-        if not reason and lacking:
+        # A donor that does not reach a tensor leaves it as it is (AdaMMS, Equation 2), whatever
+        # other donors do; with task vectors, every model and the base have to have it.
+        enough = recipe.merge_method.takes_target and len(lacking) < len(alignments)
+        if not reason and lacking and not enough:
             reason = lacking[0].kept[name]
             if len(alignments) > 1:
                 reason += f" ({lacking[0].donor.reference})"
-        inputs, mapped = [], ()
+        inputs: list[tuple[Checkpoint, str]] = []
+        mapped: tuple[Merged, ...] = ()
         if not reason:
-            mapped = tuple(found[name] for found in by_target)
-            inputs = [a.source(merged) for a, merged in zip(alignments, mapped, strict=True)]
+            mapped = tuple(found[name] for found in by_target if name in found)
+            inputs = [
+                a.source(found[name]) if name in found else (target, name)
+                for a, found in zip(alignments, by_target, strict=True)
+            ]
         base = inputs.pop() if inputs and recipe.merge_method.needs_base else None
         if inputs and recipe.merge_method.takes_target:
             inputs.insert(0, (target, name))

@@ -109,7 +109,7 @@ class MergeMethod:
             if name not in parameters:
                 if param.required:
                     found.append(f"{name}: required by {self.name}")
-            elif problem := param.problem(parameters[name], models):
+            elif problem := param.problem(parameters[name], models - self.takes_target):
                 found.append(f"{name}: {problem}")
         return found
 

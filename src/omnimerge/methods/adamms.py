@@ -6,6 +6,7 @@ from typing import Annotated
 from jaxtyping import Float
 from torch import Tensor
 
+from omnimerge.errors import MethodError
 from omnimerge.methods._ops import weighted_sum
 from omnimerge.methods._params import Range
 from omnimerge.methods._registry import merge_method
@@ -18,27 +19,32 @@ from omnimerge.methods._registry import merge_method
     takes_target=True,
     slices="entries",
     select="language_model",
-    models=(2, 2),
+    models=(2, None),
 )
 def adamms(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
     *,
     alpha: Annotated[float, Range(0.0, 1.0)],
+    weights: Annotated[Sequence[float] | None, Range(0.0, float("inf"))] = None,
 ) -> Float[Tensor, "*shape"]:
-    """Interpolate between the target and a donor of another architecture.
+    """Interpolate between the target and donors of other architectures.
 
     θ = (1 - α) · θ_target + α · f(θ_donor), where f is the mapping of `omnimerge map`; tensors
-    that f does not reach stay the target's.
+    that f does not reach stay the target's. Several donors share α by their weights.
 
     Args:
-        models: the target's tensor and the donor's, mapped to the target's shape.
+        models: the target's tensor and the donors', each mapped to the target's shape.
         base: not used: with weights that sum to one the common ancestor cancels out (Equation 1).
         alpha: the donor's share α; 0 returns the target bit for bit. The paper searches
             0, 0.1 ... 0.6 without labels (`omnimerge search`).
+        weights: one per donor, ≥ 0; divided by their sum. Default: equal.
 
     Returns:
         The merged tensor: float32, the shape of the inputs.
+
+    Raises:
+        MethodError: if the weights sum to zero.
 
     Reference:
         Du et al. "AdaMMS: Model Merging for Heterogeneous Multimodal Large Language Models with
@@ -48,8 +54,16 @@ def adamms(
         Alpha is the donor's share, as in the paper; their `mplugowl2cogvlm.py` weights the target
         by it. Their `llava-qwen2qwenvl.py` scales embedding and head, which are not merged, by
         1 - α; here they stay as they are. They compute in the checkpoint's dtype, we in float32.
+        Their double and triple interpolation are two donors with weights: of the target's chat
+        and grounding versions and mPLUG-Owl2, with their coefficients α, β, γ, the shares are
+        α(1-β), β and (1-α)(1-β) (double), αγ + β(1-γ), (1-β)(1-γ) and (1-α)γ (triple). Without
+        `--with-grounding`, the shares of the double one do not sum to one; there is none here.
     """
-    target, donor = models
+    target, *donors = models
     if alpha == 0:
         return target.float().clone()  # 1 · t + 0 · d would turn -0.0 into 0.0
-    return weighted_sum([target, donor], [1.0 - alpha, alpha])
+    given = list(weights or [1.0] * len(donors))
+    if not sum(given):
+        raise MethodError("adamms: the weights sum to zero; give at least one donor a share")
+    shares = [alpha * weight / sum(given) for weight in given]
+    return weighted_sum([target, *donors], [1.0 - alpha, *shares])

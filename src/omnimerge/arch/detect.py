@@ -1,0 +1,64 @@
+"""Which layout a checkpoint has: a table that fits, or what transformers knows of its class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omnimerge.arch.layout import Layout, SlotMap, find_layout, layouts, slots_in
+from omnimerge.checkpoint import Checkpoint
+from omnimerge.errors import LayoutError
+
+# Whose words the layers of a model that only transformers knows are read with.
+_WORDS = "plain"
+
+
+def slots_of(checkpoint: Checkpoint, extra: Sequence[Layout] = ()) -> SlotMap:
+    """Give every tensor of a checkpoint its slot.
+
+    Tables come first: those of the user, then the built-in ones. Where none fits, transformers is
+    asked where the language model of this architecture lies; names inside its layers that no table
+    knows keep their own words, so that such a model can be merged with its like.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        extra: layouts that the user gave.
+
+    Returns:
+        The slots of all tensors, with the layout.
+
+    Raises:
+        LayoutError: if neither knows the checkpoint, or two tensors claim one slot.
+    """
+    names, where = list(checkpoint.tensors), str(checkpoint.folder)
+    try:
+        layout = find_layout(names, where, extra)
+    except LayoutError:
+        found = _from_transformers(checkpoint)
+        if found is None:
+            raise
+        layout = found
+    return slots_in(layout, names, where)
+
+
+def _from_transformers(checkpoint: Checkpoint) -> Layout | None:
+    if not isinstance(checkpoint.config.get("architectures"), list):
+        return None
+    from omnimerge.arch.hf_tables import language_model_names
+
+    names = list(checkpoint.tensors)
+    found = language_model_names(checkpoint.folder, names)
+    if found is None:
+        return None
+    block = next(layout.block for layout in layouts() if layout.name == _WORDS)
+    model_type = str(checkpoint.config.get("model_type"))
+    about = f"{model_type}, by the tables of transformers"
+    layout = Layout(
+        name=model_type,
+        about=about,
+        layers=found["layers"],
+        embed=found["embed"],
+        norm=found["norm"],
+        head=found["head"],
+        block=block,
+    )
+    return layout if layout.fit(names) else None
