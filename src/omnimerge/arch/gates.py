@@ -148,7 +148,10 @@ def _check_vocabulary(result: Alignment, merged: list[Merged]) -> None:
     """Rows of tokens that correspond are alike, as matrices are; those of others are not."""
     for each in merged:
         found = measure_ancestor(_samples(result, each, windows=8))
-        if found.refusal() and found.lowest:
+        if found.refusal() and each.op == "tied":
+            result.merged.remove(each)
+            result.kept[each.target] = "the donor's head is its embedding, which is unlike this one"
+        elif found.refusal() and found.lowest:
             result.refuse(
                 "ancestor",
                 f"the rows of {each.target!r} and of the donor's {each.sources[0]!r} do not "
