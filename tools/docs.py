@@ -32,8 +32,10 @@ _RECIPE_KEYS = {
     "parameters": "the method's keywords; `weight` entries of the models are short for `weights`",
     "select": "`all` floating-point tensors, the `language_model`, or the `linear` 2-D matrices of its layers; default: the method's",
     "lines": "LiNeS: `alpha` and `beta`; the merged task vector of any method with a base is scaled by `alpha + beta * depth`, depth going from 0 (first layer, and all outside of the layers) to 1",
-    "overrides": "a list of `match` (`component`, `name`: a regular expression, `layers`: `0-13`) with `keep: target` or other `parameters`; the first that fits wins",
-    "vocabulary": "`auto` merges embedding and head where both vocabularies are equal, else they stay the target's; `target` keeps them",
+    "overrides": "a list of `match` (`component`; `name`, a regular expression on the target's names; `slot`, one on [slots](mapping.md); `layers`: `0-13`) with `keep: target` or other `parameters`; the first that fits wins",
+    "vocabulary": "`auto` merges embedding and head where both vocabularies are equal, else they stay the target's; `overlap` merges the rows of the tokens that both tokenizers have; `target` keeps them ([more](mapping/vocabulary.md))",
+    "branches": "`shared`, `text`, `vision`: what feeds the target's tensors where one side holds them twice: `text`, `vision` or `keep` ([more](mapping/branches.md))",
+    "layouts": "files with layouts of your own ([more](mapping/unknown.md)); they go before the built-in ones",
     "dtype": "`auto` (each tensor's own in the target), `float32`, `float16` or `bfloat16`",
     "max_shard_size": "`5GB`, `500MB`; the target's own shards are kept where they fit",
     "seed": "for methods that draw at random",
@@ -86,11 +88,37 @@ def layouts_page() -> str:
     return (
         "# Layouts\n\nHow families of checkpoints name their language model. The tensors decide, not "
         "`model_type`:\na layout fits if embedding, final norm and a gap-free run of layers are "
-        "there.\nThe tables are data, in `src/omnimerge/arch/layouts.yaml`.\n\n"
+        "there; of those that fit, the one that\nknows most names inside layers. The tables are data, "
+        "in `src/omnimerge/arch/layouts/`.\n\n"
         "| layout | checkpoints | layers | embedding | head |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
         + "\n"
+        + _LAYOUT_FILE
     )
+
+
+_LAYOUT_FILE = """
+## The file
+
+| key | meaning |
+|---|---|
+| `name`, `about` | for people |
+| `prefix` | what the language model's names start with |
+| `layers` | a layer's names after the prefix, with `{i}` for its number; default `layers.{i}.` |
+| `embed`, `norm` | embedding and final norm, after the prefix; default `embed_tokens`, `norm` |
+| `head` | the output head, its whole name |
+| `block` | name inside a layer, without `.weight` or `.bias` -> what it stands for: a slot (`attn.q`), a slot's copy for text or for images (`attn.o@vision`), several slots one after the other (`{concat: [attn.q, attn.k, attn.v], branch: text}`), or queries, keys and values interleaved by key/value head (`{grouped: [attn.q, attn.k, attn.v]}`) |
+| `marker` | a prefix that some tensor must have, where names alone are another family's too |
+| `inserted` | layers in which a name starts with this are none of the language model's |
+| `own` | words in names of additions inside layers, such as adapters: the checkpoint's own |
+| `components` | prefix -> `vision.`, `audio.`, `projector.` or `other.`, where the general table does not know it |
+| `stacks` | name -> `prefix`, `head`, `about`, `marker`, where one block is found at several places |
+
+Slots inside a layer: `input_norm`, `attn.q`, `attn.k`, `attn.v`, `attn.o`, `attn.q_norm`, `attn.k_norm`,
+`post_attention_norm`, `pre_feedforward_norm`, `post_feedforward_norm`, `mlp.gate`, `mlp.up`, `mlp.down`.
+A name that `block` does not list keeps its own words as its slot: it is merged with the same name in
+another checkpoint, and refused where there is none.
+"""
 
 
 def commands_page() -> str:

@@ -103,3 +103,56 @@ def test_the_main_pair_of_the_paper(pair):
     assert plan.bytes_to_write == summary["bytes"]
     assert all(sum(t.nbytes for t in shard) <= 5e9 for shard in plan.shards)
     assert sum(f.stat().st_blocks for f in target.iterdir()) * 512 < 10e6  # the files are sparse
+
+
+def test_mapping_an_index_of_70b(tmp_path, monkeypatch):
+    """Headers of a 72B pair: 1,360 tensors against 1,027, in 31 and 30 files; fused on one side."""
+    from omnimerge.checkpoint import writer
+
+    hidden, mlp, heads, kv_heads, layers, vocab = 8192, 29568, 64, 8, 80, 152064
+    kv = kv_heads * 128
+
+    def saved(folder, block, extra, config):
+        shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+        shapes["lm_head.weight"] = (vocab, hidden)
+        for i in range(layers):
+            shapes |= {f"model.layers.{i}.{name}": shape for name, shape in block.items()}
+        shapes |= extra
+        tensors = [OutputTensor(name, "BF16", shape) for name, shape in shapes.items()]
+        with CheckpointWriter(folder, shard_by_size(tensors, 5 * 10**9)) as out:
+            (out.folder / "config.json").write_text(json.dumps(config))
+        return len(shapes)
+
+    matrices = {"mlp.down_proj.weight": (hidden, mlp), "self_attn.o_proj.weight": (hidden, hidden)}
+    matrices |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    split = {
+        f"self_attn.{n}_proj.weight": (rows, hidden)
+        for n, rows in (("q", hidden), ("k", kv), ("v", kv))
+    }
+    split |= {
+        f"self_attn.{n}_proj.bias": (rows,) for n, rows in (("q", hidden), ("k", kv), ("v", kv))
+    }
+    split |= {"mlp.gate_proj.weight": (mlp, hidden), "mlp.up_proj.weight": (mlp, hidden)}
+    fused = {"self_attn.qkv_proj.weight": (hidden + 2 * kv, hidden)}
+    fused |= {"self_attn.qkv_proj.bias": (hidden + 2 * kv,)}
+    fused |= {"mlp.gate_up_proj.weight": (2 * mlp, hidden)}
+    tower = {f"visual.blocks.{i}.{name}": (1280,) for i in range(32) for name in "abcdefghijkl"}
+    config = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "rope_theta": 1e6}
+    monkeypatch.setattr(writer, "_reserve", lambda fd, size: writer.os.ftruncate(fd, size))
+    target, donor = tmp_path / "target", tmp_path / "donor"
+    ours = saved(target, {**matrices, **split}, tower, config)
+    theirs = saved(donor, {**matrices, **fused}, tower, config)
+    monkeypatch.undo()
+    assert ours + theirs > 1500
+    assert len(list(target.glob("*.safetensors"))) == 31
+
+    start = time.perf_counter()
+    alignment = omnimerge.align(target, donor)
+    elapsed = time.perf_counter() - start
+    assert elapsed < 2, elapsed
+    assert len(alignment.merged) == layers * 12 + 3
+    assert {m.op for m in alignment.merged} == {"rename", "split"}
+    assert alignment.reasons() == []
+    # Data that are holes are no evidence against the pair: zero against zero is left out.
+    assert alignment.ancestor.cosines == ()
+    print(f"mapped in {elapsed:.2f} s")
