@@ -54,7 +54,7 @@ def test_tensors_are_those_that_peft_merges(name, checkpoints, tmp_path):
     merged = tiny_adapters.save(model, tmp_path, **OPTIONS[name])
     base = Checkpoint.open(folder)
     checkpoint = adapted(base, tmp_path)
-    names = memory_names(list(base.tensors), list(merged))
+    names = memory_names(base, list(merged))
     assert_equals_peft(checkpoint, merged, names)
     changed = {n for n in names if not torch.equal(before[names[n]], merged[names[n]])}
     assert changed == {n for n in names if checkpoint.factors(n) is None or rank(checkpoint, n)}
@@ -118,7 +118,7 @@ def test_adapters_of_other_architectures(name, naming, checkpoints, tmp_path):
     folder = checkpoints(name, naming=naming)
     merged = tiny_adapters.save(tiny_models.load(name, folder), tmp_path)
     base = Checkpoint.open(folder)
-    names = memory_names(list(base.tensors), list(merged))
+    names = memory_names(base, list(merged))
     checkpoint = adapted(base, tmp_path)
     assert_equals_peft(checkpoint, merged, names)
     assert sum(meta.dtype == "F32" and rank(checkpoint, n) > 0

@@ -3,7 +3,7 @@
 from omnimerge.arch.align import SELECTIONS, VOCABULARIES, align
 from omnimerge.arch.alignment import GATES, Alignment, Merged
 from omnimerge.arch.ancestor import Ancestor
-from omnimerge.arch.detect import slots_of
+from omnimerge.arch.detect import memory_names, slots_of
 from omnimerge.arch.geometry import Geometry, geometry
 from omnimerge.arch.layout import (
     COMPONENTS,
@@ -13,7 +13,6 @@ from omnimerge.arch.layout import (
     find_names,
     layer_index,
     layouts,
-    memory_names,
     read_layouts,
     slot_map,
 )

@@ -29,23 +29,52 @@ def slots_of(checkpoint: Checkpoint, extra: Sequence[Layout] = ()) -> SlotMap:
     Raises:
         LayoutError: if neither knows the checkpoint, or two tensors claim one slot.
     """
-    names, where = list(checkpoint.tensors), str(checkpoint.folder)
+    return _slots(checkpoint, list(checkpoint.tensors), str(checkpoint.folder), extra)
+
+
+def memory_names(checkpoint: Checkpoint, memory: Sequence[str]) -> dict[str, str]:
+    """Map a checkpoint's tensor names to those of the same model in memory.
+
+    Both sides are brought to slots. What has no slot in common is left out: buffers, a tied head,
+    and tensors that transformers joins or cuts when it loads them.
+
+    Args:
+        checkpoint: the checkpoint.
+        memory: keys of the model's ``state_dict()``.
+
+    Returns:
+        Disk name -> memory name.
+
+    Raises:
+        LayoutError: if the names of either side fit no layout.
+    """
+    disk = slots_of(checkpoint)
+    loaded = _slots(checkpoint, list(memory), "the model in memory")
+    return {
+        name: loaded.by_slot[slot]
+        for name, slot in disk.by_name.items()
+        if slot in loaded.by_slot
+    }
+
+
+def _slots(
+    checkpoint: Checkpoint, names: Sequence[str], where: str, extra: Sequence[Layout] = ()
+) -> SlotMap:
     try:
         layout = find_layout(names, where, extra)
     except LayoutError:
-        found = _from_transformers(checkpoint)
+        found = _from_transformers(checkpoint, names)
         if found is None:
             raise
         layout = found
     return slots_in(layout, names, where)
 
 
-def _from_transformers(checkpoint: Checkpoint) -> Layout | None:
+def _from_transformers(checkpoint: Checkpoint, names: Sequence[str]) -> Layout | None:
     if not isinstance(checkpoint.config.get("architectures"), list):
         return None
     from omnimerge.arch.hf_tables import language_model_names
 
-    names = list(checkpoint.tensors)
     found = language_model_names(checkpoint.folder, names)
     if found is None:
         return None

@@ -320,32 +320,6 @@ def slots_in(layout: Layout, names: Iterable[str], where: str) -> SlotMap:
     return SlotMap(layout, by_slot, by_name, layout.layer_numbers(names))
 
 
-def memory_names(disk_names: Sequence[str], memory_names: Sequence[str]) -> dict[str, str]:
-    """Map the tensor names of a checkpoint on disk to those of the same model in memory.
-
-    Both sides are brought to slots. A head that is tied, and so absent on one side, is left out.
-
-    Args:
-        disk_names: names in the checkpoint.
-        memory_names: keys of the model's ``state_dict()``.
-
-    Returns:
-        Disk name -> memory name, for every disk name that is a parameter.
-
-    Raises:
-        LayoutError: if a disk name has no counterpart in memory.
-    """
-    disk = slot_map(disk_names, "the checkpoint")
-    memory = slot_map(memory_names, "the model in memory")
-    found = {}
-    for name, slot in disk.by_name.items():
-        if slot in memory.by_slot:
-            found[name] = memory.by_slot[slot]
-        elif not is_buffer(name):
-            raise LayoutError(f"tensor {name!r} ({slot}) has no counterpart in the loaded model")
-    return found
-
-
 def find_names(names: Iterable[str], slots: SlotMap) -> dict[str, str]:
     """Map single tensor names, in whatever layout, to those of a checkpoint.
 

@@ -162,7 +162,7 @@ class _Collector:
         self._limits = limits
         self._slots: SlotMap = slots_of(base)
         self._modules = parameter_modules(base.folder)
-        self._memory = memory_names(list(base.tensors), list(self._modules))
+        self._memory = memory_names(base, list(self._modules))
         self._disk = {memory: disk for disk, memory in self._memory.items()}
         self._tied = geometry(base, self._slots).tied
         self.summary = AdapterSummary()

@@ -30,9 +30,8 @@ class WeightSlots:
     def __init__(self, folder: Path, parameters: Mapping[str, Tensor], prefix: str = "") -> None:
         self.folder = folder
         with Checkpoint.open(folder) as checkpoint:
-            names = list(checkpoint.tensors)
-        disk = [name for name in names if name.startswith(prefix)] or names
-        places = memory_names(disk, list(parameters))
+            names = memory_names(checkpoint, list(parameters))
+        places = {name: place for name, place in names.items() if name.startswith(prefix)} or names
         self._slots = {name: parameters[place] for name, place in places.items()}
         self._given: frozenset[str] = frozenset()
 
