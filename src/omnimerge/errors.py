@@ -68,6 +68,10 @@ class LayoutError(OmnimergeError):
     """The tensor names of a checkpoint fit no known layout."""
 
 
+class UnknownLayoutError(LayoutError):
+    """No table fits a checkpoint's tensor names; its layout may still be inferred."""
+
+
 class NotMergeableError(OmnimergeError):
     """Two checkpoints must not be merged. Lists every reason at once."""
 

@@ -387,9 +387,9 @@ def test_a_layout_file_of_ones_own(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(MINE)
     target = families.write(tmp_path / "t", invented(A))
-    donor = families.write(tmp_path / "d", families.llama(B))
-    with pytest.raises(LayoutError, match="fit no known layout"):
-        omnimerge.align(target, donor)
+    families.write(tmp_path / "d", families.llama(B))
+    with Checkpoint.open(target) as checkpoint, pytest.raises(LayoutError, match="fit no known"):
+        slots_of(checkpoint)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         yaml.safe_dump(

@@ -189,3 +189,39 @@ def test_the_module_runs(tmp_path):
         capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     assert done.stdout.strip() == omnimerge.__version__
+
+
+def test_map_shows_slots_differences_and_parts(pair):
+    output = run("map", *pair).output
+    assert "language model" in output and "attn.q.weight" in output
+    assert "mlp.down.weight" in output and "they differ in" in output
+    assert "language_model.model.layers.{i}.* becomes model.layers.{i}.*" in output
+    assert "Vision tower" in output and "mergeable: yes" in output
+
+
+def test_layout_of_a_known_checkpoint_is_a_file(pair, tmp_path):
+    from omnimerge.arch import layouts, read_layouts
+
+    file = tmp_path / "plain.yaml"
+    assert f"layout -> {file}" in run("layout", pair[0], "-o", file).output
+    (found,) = read_layouts(file)
+    assert found == next(layout for layout in layouts() if layout.name == "plain")
+
+
+def test_layout_is_inferred_with_a_sibling(pair):
+    alone = run("layout", pair[1], "--infer").output
+    assert "self_attn.q_proj: attn.q" in alone and "language_model.model." in alone
+    told = run("layout", pair[1], "--infer", "--like", pair[0]).output
+    assert "Compared with" in told and "UNDECIDED" not in told
+
+
+def test_layout_files_that_are_wrong_end_in_one_line(pair, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("prefix: model.\nhead: lm_head\n")
+    for words in (("inspect", pair[0]), ("map", *pair)):
+        result = run(*words, "--layout", file, code=1)
+        assert result.stderr == f"Error: layout {file}: 'block' is missing\n"
+    missing = run("layout", pair[0], "--layout", tmp_path / "none.yaml", code=1)
+    assert "No such file" in missing.stderr
+    nowhere = run("layout", pair[0], "-o", tmp_path / "no" / "file.yaml", code=1)
+    assert nowhere.stderr.startswith("Error: cannot write")

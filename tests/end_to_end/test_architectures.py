@@ -108,4 +108,4 @@ def test_a_type_that_comes_later_works_or_is_refused(pair, tmp_path):
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     reasons = omnimerge.align(folder, target).reasons()
     assert any("matrices of the target have none in the donor" in reason for reason in reasons)
-    assert any("give a layout with --layout" in reason for reason in reasons)
+    assert any("give it with --layout" in reason for reason in reasons)

@@ -5,6 +5,7 @@ from omnimerge.arch.alignment import GATES, Alignment, Merged
 from omnimerge.arch.ancestor import Ancestor
 from omnimerge.arch.detect import memory_names, slots_of
 from omnimerge.arch.geometry import Geometry, geometry
+from omnimerge.arch.inference import Inferred, infer_layout, layout_text
 from omnimerge.arch.layout import (
     COMPONENTS,
     Layout,
@@ -26,6 +27,7 @@ __all__ = [
     "Alignment",
     "Ancestor",
     "Geometry",
+    "Inferred",
     "Layout",
     "Merged",
     "SlotMap",
@@ -33,7 +35,9 @@ __all__ = [
     "component",
     "find_names",
     "geometry",
+    "infer_layout",
     "layer_index",
+    "layout_text",
     "layouts",
     "memory_names",
     "read_layouts",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from omnimerge.arch.alignment import Alignment, Merged
 from omnimerge.arch.ancestor import same_slice
-from omnimerge.arch.detect import slots_of
+from omnimerge.arch.detect import slots_of_pair
 from omnimerge.arch.gates import check_ancestor, check_completeness, check_geometry
 from omnimerge.arch.geometry import geometry
 from omnimerge.arch.heterogeneity import heterogeneity
@@ -78,8 +78,9 @@ def align(
         RecipeError: if `select`, `vocabulary` or `branches` is none of the words above.
     """
     _check_words(select, vocabulary, branches or {})
-    ours, theirs = slots_of(target, layouts), slots_of(donor, layouts)
+    ours, theirs, notes = slots_of_pair(target, donor, layouts)
     result = Alignment(target, donor, ours, theirs, geometry(target, ours), geometry(donor, theirs))
+    result.notes += notes
     check_geometry(result)
     matcher = _Matcher(result, select, vocabulary, branches or {}, may_read=ancestor)
     matcher.match()

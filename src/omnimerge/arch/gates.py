@@ -111,7 +111,8 @@ def check_completeness(result: Alignment, *, lost: str, lacking: str) -> None:
             result.refuse(
                 "accounting",
                 f"{len(matrices)} matrices {words}, such as {matrices[0]!r}; if they have one "
-                "under another name, give a layout with --layout",
+                "under another name, infer a layout with `omnimerge layout` and give it with "
+                "--layout",
             )
         elif inner:
             result.notes.append(f"{len(inner)} tensors {words}, such as {inner[0]!r}")

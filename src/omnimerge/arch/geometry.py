@@ -113,10 +113,10 @@ def geometry(checkpoint: Checkpoint, slots: SlotMap) -> Geometry:
     heads = _integer(checkpoint, config, "num_attention_heads")
     head_dim = _integer(checkpoint, config, "head_dim")
     kv_heads = next((n for key in _KV_HEADS if (n := _integer(checkpoint, config, key))), None)
-    if fused := shape("llm.layers.0.attn.q+attn.k+attn.v.weight"):
+    if fused := _fused_shape(checkpoint, slots, {"attn.q", "attn.k", "attn.v"}):
         head_dim = head_dim or (hidden // heads if hidden and heads else None)
         kv_heads = (fused[0] // head_dim - heads) // 2 if heads and head_dim else kv_heads
-    if pair := shape("llm.layers.0.mlp.gate+mlp.up.weight"):
+    if pair := _fused_shape(checkpoint, slots, {"mlp.gate", "mlp.up"}):
         gate = (pair[0] // 2, *pair[1:])
     head_dim = head_dim or (query[0] // heads if query and heads else None)
     activation = config.get("hidden_act", config.get("hidden_activation"))
@@ -136,6 +136,15 @@ def geometry(checkpoint: Checkpoint, slots: SlotMap) -> Geometry:
         norm_eps=_norm_eps(checkpoint, config),
         quantized="quantization_config" in config,
     )
+
+
+def _fused_shape(checkpoint: Checkpoint, slots: SlotMap, parts: set[str]) -> tuple[int, ...]:
+    """Shape of the first layer's matrix that holds these slots, in whatever order; or nothing."""
+    for slot, name in slots.by_slot.items():
+        inner = slot.removeprefix("llm.layers.0.").partition(".weight")[0]
+        if slot.startswith("llm.layers.0.") and set(inner.split("+")) == parts:
+            return checkpoint.tensors[name].shape
+    return ()
 
 
 # CogVLM2 calls its key/value heads so.

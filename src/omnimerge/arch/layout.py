@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import yaml
 
-from omnimerge.errors import LayoutError, suggestion
+from omnimerge.errors import LayoutError, UnknownLayoutError, suggestion
 
 COMPONENTS = ("llm", "vision", "audio", "projector", "other")
 BRANCHES = ("text", "vision")
+LAYOUTS = Path(__file__).parent / "layouts"
 
 Op = Literal["rename", "concat", "grouped"]
 
@@ -250,8 +251,8 @@ def split_branch(slot: str) -> tuple[str, str]:
 def find_layout(names: Sequence[str], where: str, extra: Sequence[Layout] = ()) -> Layout:
     """Find the layout that fits a list of tensor names.
 
-    Of those that fit, the one that knows most of the names inside layers wins, then the one with
-    the longest marker. A layout of `extra` that fits goes before all others.
+    Of those that fit, the one that knows most of the names inside layers wins, then one of `extra`,
+    then the one with the longest marker.
 
     Args:
         names: tensor names, as on disk or as in memory.
@@ -262,16 +263,21 @@ def find_layout(names: Sequence[str], where: str, extra: Sequence[Layout] = ()) 
         The layout.
 
     Raises:
-        LayoutError: if no layout fits.
+        UnknownLayoutError: if no layout fits.
+        LayoutError: if one would, but for missing layers.
     """
-    for table in (extra, layouts()):
-        fitting = [(layout, score) for layout in table if (score := layout.fit(names))]
-        if fitting:
-            return max(fitting, key=lambda found: (found[1], len(found[0].marker)))[0]
+    scores = [
+        (score, first, len(layout.marker), layout)
+        for first, table in ((True, extra), (False, layouts()))
+        for layout in table
+        if (score := layout.fit(names))
+    ]
+    if scores:
+        return max(scores, key=lambda found: found[:3])[3]
     if gap := _gap(names):
         raise LayoutError(f"{where} lacks layers of its language model: {gap}")
     known = ", ".join(layout.name for layout in layouts())
-    raise LayoutError(
+    raise UnknownLayoutError(
         f"the tensor names of {where} fit no known layout (first: {names[:1]}); known: {known}; "
         f"`omnimerge layout {where}` infers one, to be checked and given with --layout"
     )
@@ -360,7 +366,7 @@ def layouts() -> tuple[Layout, ...]:
     Returns:
         The layouts, by file in alphabetical order.
     """
-    files = sorted((Path(__file__).parent / "layouts").glob("*.yaml"))
+    files = sorted(LAYOUTS.glob("*.yaml"))
     return tuple(layout for file in files for layout in read_layouts(file))
 
 

@@ -14,6 +14,7 @@ _COMMANDS = {
     "demo": "Map, search and merge the miniature pair: the whole of AdaMMS in a minute.",
     "inspect": "Show what a checkpoint is: components, geometry, dtype, size.",
     "map": "Show what of a donor goes where in a target, and whether it may.",
+    "layout": "Show how a checkpoint names its language model, or infer it.",
     "plan": "Show what a merge would do, without reading weights.",
     "merge": "Merge checkpoints into one that transformers loads.",
     "extract-adapter": "Write what a fine-tuning changed as a PEFT adapter.",
