@@ -66,7 +66,9 @@ def test_map(pair):
     found = json.loads(run("map", *pair, "--json").output)
     assert set(found) >= {"mergeable", "reasons", "merged", "kept", "unused", "ancestor"}
     assert found["mergeable"] is True and found["reasons"] == []
-    assert set(found["merged"][0]) == {"target", "sources", "slot", "op", "rule"}
+    assert set(found["merged"][0]) == {
+        "target", "sources", "source_slots", "slot", "op", "rule",
+    }  # fmt: skip
     assert set(found["ancestor"]) == {"cosine_median", "cosine_min", "sampled"}
     assert found["ancestor"]["sampled"] == 14
     assert "mergeable: yes" in run("map", *pair).output

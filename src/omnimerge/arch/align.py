@@ -32,6 +32,7 @@ BRANCH_KEYS = ("shared", *BRANCHES)
 BRANCH_VALUES = ("text", "vision", "keep")
 
 EMBED, HEAD = VOCABULARY_SLOTS = ("llm.embed.weight", "llm.head.weight")
+BUFFER = "a buffer, not a parameter"
 NO_COUNTERPART = "the donor has no such tensor"
 NO_PLACE = "the target has no such tensor"
 OTHER_BRANCH = "the target's tensor gets the donor's other branch"
@@ -287,6 +288,8 @@ class _Matcher:
 
     def _why_unused(self, name: str, slot: str) -> str:
         result = self._result
+        if is_buffer(name):
+            return BUFFER
         if component(slot) != "llm":
             counterpart = result.target_slots.by_slot.get(slot)
             return result.kept.get(counterpart or "", f"{component(slot)} is the target's own")
@@ -389,7 +392,7 @@ def _shapes(checkpoint: Checkpoint, slots: SlotMap, name: str) -> dict[str, tupl
 def _unmergeable(result: Alignment, name: str) -> str | None:
     dtype = result.target.tensors[name].dtype
     if is_buffer(name):
-        return "a buffer, not a parameter"
+        return BUFFER
     return None if _mergeable(dtype) else f"{dtype} is not merged"
 
 

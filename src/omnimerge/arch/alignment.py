@@ -142,6 +142,7 @@ class Alignment:
                 {
                     "target": m.target,
                     "sources": list(m.sources),
+                    "source_slots": [theirs.by_name[name] for name in m.sources],
                     "slot": m.slot,
                     "op": m.op,
                     "rule": m.rule,

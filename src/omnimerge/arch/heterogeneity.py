@@ -130,7 +130,7 @@ def _own(result: Alignment) -> list[str]:
         ]
         merged = any(component(m.slot) == name for m in result.merged)
         if any(counts) and not merged:
-            found.append(f"{name}: {counts[0]} tensors stay the target's, {counts[1]} are unused")
+            found.append(f"{name}: the target's {counts[0]} stay, the donor's {counts[1]} are unused")
     return found
 
 
