@@ -10,11 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omnimerge.report.card import render_card, write_card
+    from omnimerge.report.mapping import component_rows, slot_rows, write_mapping_report
     from omnimerge.report.search import write_search_report
 
-__all__ = ["render_card", "write_card", "write_search_report"]
+__all__ = [
+    "component_rows",
+    "render_card",
+    "slot_rows",
+    "write_card",
+    "write_mapping_report",
+    "write_search_report",
+]
 
-_HOME = {"render_card": "card", "write_card": "card", "write_search_report": "search"}
+_HOME = {
+    "component_rows": "mapping",
+    "render_card": "card",
+    "slot_rows": "mapping",
+    "write_card": "card",
+    "write_mapping_report": "mapping",
+    "write_search_report": "search",
+}
 
 
 def __getattr__(name: str) -> Any:
