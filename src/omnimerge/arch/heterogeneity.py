@@ -130,7 +130,8 @@ def _own(result: Alignment) -> list[str]:
         ]
         merged = any(component(m.slot) == name for m in result.merged)
         if any(counts) and not merged:
-            found.append(f"{name}: the target's {counts[0]} stay, the donor's {counts[1]} are unused")
+            ours, theirs = counts
+            found.append(f"{name}: the target's {ours} stay, the donor's {theirs} are unused")
     return found
 
 

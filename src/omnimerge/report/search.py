@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from omnimerge.report._page import template
 from omnimerge.report.plots import search_curves
 from omnimerge.search import TIE_RULE, SearchResult, read_result
 
@@ -30,14 +30,7 @@ def write_search_report(folder: Path) -> Path:
         SearchError: if the folder holds no search result.
     """
     result = read_result(folder)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # answers and names come from models and strangers
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("search.html").render(
+    page = template("search.html").render(
         result=result,
         tie_rule=TIE_RULE,
         curves=Markup(search_curves(result)),  # our own drawing, numbers only
