@@ -40,6 +40,11 @@ def count(method):
     return min(3, method.models[1] or 3)
 
 
+def values(method):
+    """How many values a keyword with one per model takes."""
+    return count(method) - method.takes_target
+
+
 def draw(method, shape, seed=0, dtype=torch.float32):
     """Models and a base; models are factors where the method merges nothing else."""
     generator = torch.Generator().manual_seed(seed)
@@ -174,14 +179,14 @@ def test_every_parameter_has_an_effect(name):
     base = {n: b for n, (_, b) in whole.items()}
     chosen = {**parameters(method), **ACTIVE.get(name, {})}
     if any(q.per_model for q in method.params):
-        chosen["weights"] = [1.0, 3.0, 0.5][: count(method)]
+        chosen["weights"] = [1.0, 3.0, 0.5][: values(method)]
 
     def run(**changes):
         merged = merge_state_dicts(method.name, models, base, **{**chosen, **changes})
         return torch.cat([t.flatten() for t in merged.values()])
 
     reference = run()
-    changed = [run(**{p.name: other}) for other in _others(p, count(method))]
+    changed = [run(**{p.name: other}) for other in _others(p, values(method))]
     assert any(not torch.equal(c, reference) for c in changed)
 
 
@@ -236,7 +241,7 @@ def test_wrong_calls_are_explained(method):
     for p in method.params:
         if p.range:
             value = p.range.high + 1
-            value = [value] * count(method) if p.per_model else value
+            value = [value] * values(method) if p.per_model else value
             with pytest.raises(MethodError, match=f"{p.name}: .* is not in"):
                 call(method, models, base, **{**parameters(method), p.name: value})
 

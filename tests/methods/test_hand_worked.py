@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omnimerge.errors import MethodError
-from omnimerge.methods import adamms, average, linear, task_arithmetic
+from omnimerge.methods import adamms, average, linear, merge_tensors, task_arithmetic
 
 
 def tensor(*values):
@@ -65,3 +65,14 @@ def test_low_precision_inputs_are_summed_in_float32():
     # In bfloat16, 256 + 1 is 256; the float32 average of 256 and 1 is 128.5.
     models = [tensor(256.0).bfloat16(), tensor(1.0).bfloat16()]
     assert average(models).item() == 128.5
+
+
+def test_adamms_with_several_donors():
+    """α = 0.5, weights 1 and 3: shares 0.5, 0.125 and 0.375."""
+    models = [torch.tensor([v]) for v in (8.0, 16.0, -8.0)]
+    merged = merge_tensors("adamms", models, alpha=0.5, weights=[1, 3])
+    assert merged.tolist() == [4.0 + 2.0 - 3.0]
+    assert merge_tensors("adamms", models, alpha=0.5).tolist() == [4.0 + 4.0 - 2.0]
+    assert merge_tensors("adamms", models, alpha=0.0, weights=[1, 3]).tolist() == [8.0]
+    with pytest.raises(MethodError, match="the weights sum to zero"):
+        merge_tensors("adamms", models, alpha=0.5, weights=[1, -1])

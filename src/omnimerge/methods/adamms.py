@@ -26,7 +26,7 @@ def adamms(
     base: Float[Tensor, "*shape"] | None = None,
     *,
     alpha: Annotated[float, Range(0.0, 1.0)],
-    weights: Annotated[Sequence[float] | None, Range(0.0, float("inf"))] = None,
+    weights: Sequence[float] | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Interpolate between the target and donors of other architectures.
 
@@ -38,7 +38,7 @@ def adamms(
         base: not used: with weights that sum to one the common ancestor cancels out (Equation 1).
         alpha: the donor's share α; 0 returns the target bit for bit. The paper searches
             0, 0.1 ... 0.6 without labels (`omnimerge search`).
-        weights: one per donor, ≥ 0; divided by their sum. Default: equal.
+        weights: one per donor; divided by their sum. Default: equal.
 
     Returns:
         The merged tensor: float32, the shape of the inputs.
