@@ -35,7 +35,7 @@ _RECIPE_KEYS = {
     "overrides": "a list of `match` (`component`; `name`, a regular expression on the target's names; `slot`, one on [slots](mapping.md); `layers`: `0-13`) with `keep: target` or other `parameters`; the first that fits wins",
     "vocabulary": "`auto` merges embedding and head where both vocabularies are equal, else they stay the target's; `overlap` merges the rows of the tokens that both tokenizers have; `target` keeps them ([more](mapping/vocabulary.md))",
     "branches": "`shared`, `text`, `vision`: what feeds the target's tensors where one side holds them twice: `text`, `vision` or `keep` ([more](mapping/branches.md))",
-    "layouts": "files with layouts of your own ([more](mapping/unknown.md)); they go before the built-in ones",
+    "layouts": "a list of files with layouts of your own ([their form](layouts.md#the-file))",
     "dtype": "`auto` (each tensor's own in the target), `float32`, `float16` or `bfloat16`",
     "max_shard_size": "`5GB`, `500MB`; the target's own shards are kept where they fit",
     "seed": "for methods that draw at random",

@@ -83,12 +83,11 @@ def inspect(path: str | Path, *, layouts: Collection[str | Path] = ()) -> dict[s
     Raises:
         CheckpointError: if the checkpoint cannot be opened.
     """
-    from omnimerge.arch import read_layouts, summarize
+    from omnimerge.arch import read_all_layouts, summarize
     from omnimerge.checkpoint import Checkpoint
 
-    extra = [layout for file in layouts for layout in read_layouts(Path(file))]
     with Checkpoint.open(path) as checkpoint:
-        return summarize(checkpoint, extra)
+        return summarize(checkpoint, read_all_layouts(layouts))
 
 
 def align(
@@ -119,7 +118,7 @@ def align(
         LayoutError: if a checkpoint fits no known layout, or a layout file is wrong.
     """
     from omnimerge.arch import align as align_checkpoints
-    from omnimerge.arch import read_layouts
+    from omnimerge.arch import read_all_layouts
     from omnimerge.checkpoint import Checkpoint
 
     ours, theirs = Checkpoint.open(target), Checkpoint.open(donor)
@@ -129,7 +128,7 @@ def align(
         select=select,
         vocabulary=vocabulary,
         branches=branches,
-        layouts=[layout for file in layouts for layout in read_layouts(Path(file))],
+        layouts=read_all_layouts(layouts),
     )
 
 
@@ -177,7 +176,8 @@ def merge(
         recipe: a YAML file, the mapping it would hold, or a `Recipe`.
         out: the folder to create.
         overwrite: replace an existing folder, once the new one is complete.
-        force: names of gates to waive: `geometry`, `ancestor`, `finite`.
+        force: names of gates to waive: `accounting`, `geometry`, `quantization`, `ancestor`,
+            `finite`.
         on_progress: called with (bytes written, bytes to write).
 
     Returns:
@@ -216,7 +216,8 @@ def merge_as_adapter(
         out: the folder to create.
         rank: the largest rank of a matrix.
         overwrite: replace the folder of an earlier merge, once the new one is complete.
-        force: names of gates to waive: `geometry`, `ancestor`, `finite`.
+        force: names of gates to waive: `accounting`, `geometry`, `quantization`, `ancestor`,
+            `finite`.
         on_progress: called with (bytes done, bytes to do).
 
     Returns:

@@ -10,7 +10,8 @@ its traceback.
   + UnknownMethodError     (no merge method has that name)
   + MethodError            (a method was called with inputs it cannot take)
   + CheckpointError        (a checkpoint cannot be read: missing, truncated, corrupt)
-  + LayoutError            (the tensor names of a checkpoint fit no known layout)
+  + LayoutError            (a checkpoint's tensors cannot be given slots, or a layout file is wrong)
+    + UnknownLayoutError   (no table fits; the layout may still be inferred)
   + NotMergeableError      (two checkpoints must not be merged; carries the reasons)
   + OutputError            (the output cannot be written: exists, disk full, no permission)
   + NonFiniteError         (an input holds NaN or infinity)
@@ -65,7 +66,7 @@ class CheckpointError(OmnimergeError):
 
 
 class LayoutError(OmnimergeError):
-    """The tensor names of a checkpoint fit no known layout."""
+    """A checkpoint's tensors cannot be given slots, or a layout file is wrong."""
 
 
 class UnknownLayoutError(LayoutError):

@@ -119,5 +119,5 @@ def test_a_type_that_comes_later_works_or_is_refused(pair, tmp_path):
     renamed = {name.replace("self_attn.q_proj", "self_attn.qx"): t for name, t in tensors.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     reasons = omnimerge.align(folder, target).reasons()
-    assert any("matrices of the target have none in the donor" in reason for reason in reasons)
+    assert any("matrices of the target get nothing" in reason for reason in reasons)
     assert any("give it with --layout" in reason for reason in reasons)

@@ -152,7 +152,7 @@ def test_mapping_an_index_of_70b(tmp_path, monkeypatch):
     assert elapsed < 2, elapsed
     assert len(alignment.merged) == layers * 12 + 3
     assert {m.op for m in alignment.merged} == {"rename", "split"}
-    assert alignment.reasons() == []
-    # Data that are holes are no evidence against the pair: zero against zero is left out.
+    (reason,) = alignment.reasons()  # data that are holes look like a download that broke off
+    assert reason.startswith("all 560 sampled matrices are zero")
     assert alignment.ancestor.cosines == ()
     print(f"mapped in {elapsed:.2f} s")

@@ -5,15 +5,17 @@ from omnimerge.arch.alignment import GATES, Alignment, Merged
 from omnimerge.arch.ancestor import Ancestor
 from omnimerge.arch.detect import memory_names, slots_of
 from omnimerge.arch.geometry import Geometry, geometry
-from omnimerge.arch.inference import Inferred, infer_layout, layout_text
+from omnimerge.arch.inference import Inferred, infer_layout, layout_text, slots_of_all
 from omnimerge.arch.layout import (
     COMPONENTS,
     Layout,
     SlotMap,
+    check_used,
     component,
     find_names,
     layer_index,
     layouts,
+    read_all_layouts,
     read_layouts,
     slot_map,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "Merged",
     "SlotMap",
     "align",
+    "check_used",
     "component",
     "find_names",
     "geometry",
@@ -40,8 +43,10 @@ __all__ = [
     "layout_text",
     "layouts",
     "memory_names",
+    "read_all_layouts",
     "read_layouts",
     "slot_map",
     "slots_of",
+    "slots_of_all",
     "summarize",
 ]

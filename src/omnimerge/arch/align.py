@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from omnimerge.arch.alignment import Alignment, Merged
+from omnimerge.arch.alignment import Alignment, Lost, Merged
 from omnimerge.arch.ancestor import same_slice
-from omnimerge.arch.detect import slots_of_pair
 from omnimerge.arch.gates import check_ancestor, check_completeness, check_geometry
 from omnimerge.arch.geometry import geometry
 from omnimerge.arch.heterogeneity import heterogeneity
+from omnimerge.arch.inference import slots_of_all
 from omnimerge.arch.layout import (
     BRANCHES,
     COMPONENTS,
     Layout,
     SlotMap,
+    check_used,
     component,
     is_buffer,
-    layer_index,
     split_branch,
 )
 from omnimerge.arch.rows import Piece, Run, SlotRows, compose
@@ -33,8 +33,8 @@ BRANCH_VALUES = ("text", "vision", "keep")
 
 EMBED, HEAD = VOCABULARY_SLOTS = ("llm.embed.weight", "llm.head.weight")
 BUFFER = "a buffer, not a parameter"
-NO_COUNTERPART = "the donor has no such tensor"
-NO_PLACE = "the target has no such tensor"
+NO_COUNTERPART = Lost("the donor has no such tensor")
+NO_PLACE = Lost("the target has no such tensor")
 OTHER_BRANCH = "the target's tensor gets the donor's other branch"
 
 
@@ -46,6 +46,7 @@ def align(
     vocabulary: str = "auto",
     branches: Mapping[str, str] | None = None,
     layouts: Sequence[Layout] = (),
+    slots: tuple[SlotMap, SlotMap] | None = None,
     ancestor: bool = True,
 ) -> Alignment:
     """Map a donor's tensors onto a target's.
@@ -67,7 +68,8 @@ def align(
             merges the rows of the tokens that both have; `target` keeps the target's.
         branches: what else feeds the target's `shared`, `text` or `vision` tensors: the donor's
             `text` or `vision` branch, or nothing (`keep`).
-        layouts: layouts that the user gave; they go before the built-in ones.
+        layouts: layouts that the user gave.
+        slots: the slots of target and donor, where they are at hand.
         ancestor: whether to run the ancestor test.
 
     Returns:
@@ -79,7 +81,13 @@ def align(
         RecipeError: if `select`, `vocabulary` or `branches` is none of the words above.
     """
     _check_words(select, vocabulary, branches or {})
-    ours, theirs, notes = slots_of_pair(target, donor, layouts)
+    if slots is None:
+        found, notes = slots_of_all([target, donor], layouts)
+        check_used(layouts, found.values())
+        slots = found[target], found[donor]
+    else:
+        notes = []
+    ours, theirs = slots
     result = Alignment(target, donor, ours, theirs, geometry(target, ours), geometry(donor, theirs))
     result.notes += notes
     check_geometry(result)
@@ -88,7 +96,7 @@ def align(
     if ancestor:
         check_ancestor(result)
     matcher.account_for_donor()
-    check_completeness(result, lost=NO_PLACE, lacking=NO_COUNTERPART)
+    check_completeness(result)
     result.heterogeneity = heterogeneity(result)
     result.check_accounting()
     return result
@@ -125,6 +133,7 @@ class _Matcher:
         self._head_slot = _head_slot(result, may_read=may_read)
         self._vocabulary_reason = _vocabulary_reason(result, vocabulary)
         self._runs: dict[str, list[Run]] = {}
+        self._misfits: list[str] = []
         if vocabulary == "overlap":
             self._overlap()
 
@@ -141,6 +150,10 @@ class _Matcher:
                 result.kept[name] = found
             else:
                 result.merged.append(found)
+        if self._misfits:
+            count, first = len(self._misfits), self._misfits[0]
+            more = f"{count} tensors have other shapes, such as: " if count > 1 else ""
+            result.refuse("geometry", f"{more}{first}")
 
     def account_for_donor(self) -> None:
         result = self._result
@@ -192,7 +205,8 @@ class _Matcher:
             return base, f"the donor's one tensor into the {branch} branch"
         if not branch and f"{base}@text" in theirs:
             return f"{base}@text", "the donor's text branch"
-        if base == HEAD and EMBED in theirs:  # tied: the embedding is the head
+        tied = self._result.donor_geometry.tied
+        if base == HEAD and EMBED in theirs and tied:  # the embedding is the head
             return EMBED, "the donor's head is its embedding"
         return "", NO_COUNTERPART
 
@@ -206,16 +220,18 @@ class _Matcher:
             source = self._theirs.by_slot[feed][0].name
             if not same:
                 if component(slot) == "llm":
-                    result.refuse(
-                        "geometry",
-                        f"{slot} of {name} has shape {ours}, that of the donor's {source} {theirs}"
-                        if len(feeds) > 1 or not self._theirs.whole(source)
-                        else f"{name} has shape {ours}, the donor's {source} {theirs}",
+                    ours_name = name if self._ours.whole(name) else f"{slot} of {name}"
+                    their_name = source if self._theirs.whole(source) else f"{feed} of {source}"
+                    self._misfits.append(
+                        f"{ours_name} has shape {ours}, the donor's {their_name} {theirs}"
                     )
                 return "shapes differ"
             dtype = result.donor.tensors[source].dtype
             if not _mergeable(dtype):
-                return f"the donor's is stored as {dtype}"
+                return Lost(f"the donor's is stored as {dtype}")
+        slot = next(iter(feeds))
+        if slot in self._runs and not self._runs[slot]:
+            return "the tokenizers have no token in common"
         return None
 
     def _joined(
@@ -226,25 +242,22 @@ class _Matcher:
         donor: Mapping[str, Sequence[Piece]],
         rule: str,
     ) -> Merged:
-        found = compose(pieces, donor, self._runs)
         segments: list[Segment] = []
         parts: list[tuple[str, int, int]] = []
-        for piece, start, count, source, offset in sorted(found, key=lambda each: each[1]):
-            place = start if source is None else offset
+        for held, each in compose(pieces, donor, self._runs):
             last = segments[-1] if segments else None
-            if last and last.name == source and last.offset + last.count == place:
-                segments[-1] = Segment(last.start, last.count + count, source, last.offset)
+            if last and last.name == each.name and last.offset + last.count == each.offset:
+                segments[-1] = Segment(last.start, last.count + each.count, last.name, last.offset)
             else:
-                segments.append(Segment(start, count, source, place))
-            if source is None:
+                segments.append(each)
+            if each.name is None:
                 continue
-            slot_before, first, length = parts[-1] if parts else ("", 0, 0)
-            if slot_before == piece.slot and first + length == start:
-                parts[-1] = (piece.slot, first, length + count)
+            before, first, length = parts[-1] if parts else ("", 0, 0)
+            if before == held and first + length == each.start:
+                parts[-1] = (held, first, length + each.count)
             else:
-                parts.append((piece.slot, start, count))
+                parts.append((held, each.start, each.count))
         sources = tuple(dict.fromkeys(s.name for s in segments if s.name is not None))
-        own_runs = tuple((s.start, s.start + s.count) for s in segments if s.name is None)
         if slot in self._runs:
             op, rule = "overlap", self._overlap_rule(slot, rule)
         elif self._ours.whole(name):
@@ -252,14 +265,14 @@ class _Matcher:
         else:
             whole = all(self._theirs.whole(source) for source in sources)
             op = "concat" if whole else "regroup"
-        if len(segments) == 1 and sources and self._covers(segments[0]):
+        if len(segments) == 1 and self._covers(segments[0], name):
             return Merged(name, sources, "rename", slot, rule, tuple(parts))
-        return Merged(name, sources, op, slot, rule, tuple(parts), tuple(segments), own_runs)
+        return Merged(name, sources, op, slot, rule, tuple(parts), tuple(segments))
 
-    def _covers(self, segment: Segment) -> bool:
-        """Whether a segment is one donor tensor, whole."""
-        meta = self._result.donor.tensors[str(segment.name)]
-        return segment.offset == 0 and segment.count == meta.numel
+    def _covers(self, segment: Segment, name: str) -> bool:
+        """Whether a segment is one donor tensor, whole, in the target's shape."""
+        theirs = self._result.donor.tensors[str(segment.name)]
+        return segment.offset == 0 and theirs.shape == self._result.target.tensors[name].shape
 
     def _overlap(self) -> None:
         result = self._result
@@ -293,19 +306,25 @@ class _Matcher:
         if component(slot) != "llm":
             counterpart = result.target_slots.by_slot.get(slot)
             return result.kept.get(counterpart or "", f"{component(slot)} is the target's own")
-        reasons = [self._why_slot_unused(piece.slot) for piece in self._theirs.by_name[name]]
-        return next((why for why in reasons if why != NO_PLACE), NO_PLACE)
+        pieces = self._theirs.by_name[name]
+        reasons = list(dict.fromkeys(self._why_slot_unused(piece.slot) for piece in pieces))
+        told = [why for why in reasons if not isinstance(why, Lost)]
+        return reasons[0] if len(reasons) == 1 or not told else "; ".join(told)
 
     def _why_slot_unused(self, slot: str) -> str:
         base, branch = split_branch(slot)
         places = [base, *(f"{base}@{each}" for each in BRANCHES)]
         ours = [piece.name for place in places for piece in self._ours.by_slot.get(place, ())]
         for name in ours:
-            if name in self._result.kept:
-                return self._result.kept[name]
+            why = self._result.kept.get(name)
+            if why and isinstance(why, Lost) and not self._ours.whole(name):
+                return Lost(f"a part of the target's {name} is lost: {why}")
+            if why:
+                return why
         if ours and branch:
             return OTHER_BRANCH
-        return "the target ties its head to the embedding" if slot == HEAD else NO_PLACE
+        tied = self._result.target_geometry.tied
+        return "the target ties its head to the embedding" if slot == HEAD and tied else NO_PLACE
 
     def _account_for_rows(self) -> None:
         """What of the fused donor tensors goes nowhere, although another part of them is used."""
@@ -316,14 +335,9 @@ class _Matcher:
                 for piece in self._theirs.by_slot[feed]:
                     used.setdefault(piece.name, set()).add(feed)
         for name, slots in used.items():
-            left = {piece.slot for piece in self._theirs.by_name[name]} - slots
-            for slot in sorted(left):
-                words = f"the part {slot} of the donor's {name} goes nowhere"
-                why = self._why_slot_unused(slot)
-                if why == NO_PLACE:
-                    self._result.refuse("accounting", f"{words}: {why}")
-                elif layer_index(slot) == 0:
-                    self._result.notes.append(f"{words} (likewise in every layer): {why}")
+            for piece in self._theirs.by_name[name]:
+                if piece.slot not in slots:
+                    self._result.unused_parts[piece.slot] = self._why_slot_unused(piece.slot)
 
 
 def _vocabulary_reason(result: Alignment, policy: str) -> str | None:
@@ -393,7 +407,7 @@ def _unmergeable(result: Alignment, name: str) -> str | None:
     dtype = result.target.tensors[name].dtype
     if is_buffer(name):
         return BUFFER
-    return None if _mergeable(dtype) else f"{dtype} is not merged"
+    return None if _mergeable(dtype) else Lost(f"{dtype} is not merged")
 
 
 def _mergeable(dtype: str) -> bool:

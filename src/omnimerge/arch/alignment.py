@@ -13,6 +13,11 @@ from omnimerge.arch.layout import SlotMap
 from omnimerge.checkpoint import Checkpoint, MappedCheckpoint, Segment
 from omnimerge.errors import LayoutError
 
+
+class Lost(str):
+    """A reason that means: there is no counterpart, which nobody asked for."""
+
+
 GATES = ("accounting", "geometry", "quantization", "ancestor", "finite")
 
 
@@ -29,7 +34,6 @@ class Merged:
         rule: which rule on branches or on the vocabulary applied; empty for the plain case.
         parts: (slot, first element, count) of what a fused target tensor holds.
         segments: where the elements lie, unless `sources` is one tensor taken whole.
-        own: (first, one past the last) element of runs that stay the target's.
     """
 
     target: str
@@ -39,7 +43,11 @@ class Merged:
     rule: str = ""
     parts: tuple[tuple[str, int, int], ...] = ()
     segments: tuple[Segment, ...] = ()
-    own: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def own(self) -> tuple[tuple[int, int], ...]:
+        """(First, one past the last) element of runs that stay the target's."""
+        return tuple((s.start, s.start + s.count) for s in self.segments if s.name is None)
 
 
 @dataclass
@@ -56,6 +64,8 @@ class Alignment:
         merged: target tensors with a counterpart, in the target's order.
         kept: target tensors without one -> reason.
         unused: donor tensors that go nowhere -> reason.
+        unused_parts: slots of fused donor tensors that go nowhere, while others of them are used
+            -> reason.
         refusals: (gate, reason) for everything that speaks against the merge.
         notes: what is worth knowing and no obstacle.
         ancestor: cosine of the mapped matrices.
@@ -71,6 +81,7 @@ class Alignment:
     merged: list[Merged] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
+    unused_parts: dict[str, str] = field(default_factory=dict)
     refusals: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ancestor: Ancestor | None = None
@@ -123,8 +134,8 @@ class Alignment:
             force: names of gates to waive.
 
         Returns:
-            `mergeable`, `reasons`, `gates`, `notes`, `layouts`, `heterogeneity`, `merged`, `kept`,
-            `unused`, `ancestor`.
+            `mergeable`, `reasons`, `gates`, `notes`, `target`, `donor`, `heterogeneity`, `merged`,
+            `kept`, `unused`, `unused_parts`, `ancestor`.
         """
         reasons = self.reasons(force)
         ours, theirs = self.target_slots, self.donor_slots
@@ -156,6 +167,9 @@ class Alignment:
             "unused": [
                 {"source": name, "slot": theirs.by_name[name], "reason": why}
                 for name, why in self.unused.items()
+            ],
+            "unused_parts": [
+                {"slot": slot, "reason": why} for slot, why in self.unused_parts.items()
             ],
             "ancestor": self.ancestor.to_dict() if self.ancestor else None,
         }

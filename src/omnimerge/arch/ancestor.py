@@ -18,7 +18,6 @@ from omnimerge.checkpoint import Checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
-ANCESTOR_GATE = "ancestor"
 MEDIAN_LIMIT = 0.5
 SINGLE_LIMIT = 0.1
 
@@ -32,9 +31,13 @@ class Ancestor:
 
     Attributes:
         cosines: (target tensor, cosine) for every sampled matrix.
+        one_zero: matrices that are zero on one side only.
+        both_zero: matrices that are zero on both.
     """
 
     cosines: tuple[tuple[str, float], ...]
+    one_zero: tuple[str, ...] = ()
+    both_zero: tuple[str, ...] = ()
 
     @property
     def median(self) -> float | None:
@@ -48,6 +51,12 @@ class Ancestor:
 
     def refusal(self) -> str | None:
         """Return why the pair has no common ancestor, or None if it may have one."""
+        if self.one_zero:
+            return (
+                f"{len(self.one_zero)} sampled matrices are zero on one side only, such as "
+                f"{self.one_zero[0]!r}: a file may be incomplete; check the checkpoint, or go on "
+                "with --force ancestor"
+            )
         if self.median is None or self.lowest is None:
             return None
         name, low = self.lowest
@@ -100,10 +109,10 @@ def measure_ancestor(samples: Sequence[Sample]) -> Ancestor:
         samples: what to compare; at most some 4,096 of them, evenly spread, are.
 
     Returns:
-        The cosines. Slices that are zero on either side are left out.
+        The cosines, and which slices are zero.
     """
     step = max(1, -(-len(samples) // _SAMPLES))
-    found = []
+    found, one_zero, both_zero = [], [], []
     for sample in samples[::step]:
         start = max(sample.start, (sample.start + sample.stop - _SAMPLE_ELEMENTS) // 2)
         stop = min(sample.stop, start + _SAMPLE_ELEMENTS)
@@ -111,10 +120,14 @@ def measure_ancestor(samples: Sequence[Sample]) -> Ancestor:
             checkpoint.read(name, start, stop).float()
             for checkpoint, name in (sample.ours, sample.theirs)
         )
-        cosine = _cosine(ours, theirs)
-        if cosine is not None:
+        zero = [not bool(each.any()) for each in (ours, theirs)]
+        if all(zero):
+            both_zero.append(sample.label)
+        elif any(zero):
+            one_zero.append(sample.label)
+        elif (cosine := _cosine(ours, theirs)) is not None:
             found.append((sample.label, cosine))
-    return Ancestor(tuple(found))
+    return Ancestor(tuple(found), tuple(one_zero), tuple(both_zero))
 
 
 def same_slice(checkpoint: Checkpoint, one: str, other: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omnimerge.arch.layout import Layout, SlotMap, find_layout, layouts, slots_in
+from omnimerge.arch.layout import Layout, SlotMap, layouts, slot_map, slots_in
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import UnknownLayoutError
 
@@ -30,51 +30,6 @@ def slots_of(checkpoint: Checkpoint, extra: Sequence[Layout] = ()) -> SlotMap:
         LayoutError: if neither knows the checkpoint, or two tensors claim one slot.
     """
     return _slots(checkpoint, list(checkpoint.tensors), str(checkpoint.folder), extra)
-
-
-def slots_of_pair(
-    target: Checkpoint, donor: Checkpoint, extra: Sequence[Layout] = ()
-) -> tuple[SlotMap, SlotMap, list[str]]:
-    """Give every tensor of two checkpoints its slot, inferring a layout that nobody knows.
-
-    A layout is inferred from names and shapes, and, where they leave a choice, from the cosine with
-    the other checkpoint. It is used only if no choice is open.
-
-    Args:
-        target: one checkpoint.
-        donor: the other.
-        extra: layouts that the user gave.
-
-    Returns:
-        The slots of both, and a note for each layout that was inferred.
-
-    Raises:
-        LayoutError: if a layout cannot be inferred for certain; with what is open.
-    """
-    known: dict[int, SlotMap] = {}
-    unknown: list[Checkpoint] = []
-    for checkpoint in (target, donor):
-        try:
-            known[id(checkpoint)] = slots_of(checkpoint, extra)
-        except UnknownLayoutError:
-            unknown.append(checkpoint)
-    notes = []
-    for checkpoint in dict.fromkeys(unknown):
-        from omnimerge.arch.inference import infer_layout, require_sure
-
-        other = donor if checkpoint is target else target
-        found = known.get(id(other))
-        inferred = infer_layout(
-            checkpoint,
-            other if found else None,
-            layouts=[found.layout, *extra] if found else extra,
-        )
-        require_sure(inferred, str(checkpoint.folder))
-        names, where = list(checkpoint.tensors), str(checkpoint.folder)
-        known[id(checkpoint)] = slots_in(inferred.layout, names, where)
-        like = f" --like {other.folder}" if found else ""
-        notes.append(f"the layout of {where} was inferred: see `omnimerge layout {where}{like}`")
-    return known[id(target)], known[id(donor)], notes
 
 
 def memory_names(checkpoint: Checkpoint, memory: Sequence[str]) -> dict[str, str]:
@@ -104,13 +59,12 @@ def _slots(
     checkpoint: Checkpoint, names: Sequence[str], where: str, extra: Sequence[Layout] = ()
 ) -> SlotMap:
     try:
-        layout = find_layout(names, where, extra)
+        return slot_map(names, where, extra)
     except UnknownLayoutError:
-        found = _from_transformers(checkpoint, names)
-        if found is None:
+        layout = _from_transformers(checkpoint, names)
+        if layout is None:
             raise
-        layout = found
-    return slots_in(layout, names, where)
+        return slots_in(layout, names, where)
 
 
 def _from_transformers(checkpoint: Checkpoint, names: Sequence[str]) -> Layout | None:

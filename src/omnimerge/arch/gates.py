@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from omnimerge.arch.alignment import Alignment, Merged
+from collections.abc import Sequence
+
+from omnimerge.arch.alignment import Alignment, Lost, Merged
 from omnimerge.arch.ancestor import Sample, measure_ancestor
 from omnimerge.arch.geometry import Geometry
 from omnimerge.arch.layout import COMPONENTS, component, is_buffer, layer_index
@@ -83,44 +85,52 @@ def _refuse_quantized(
         )
 
 
-def check_completeness(result: Alignment, *, lost: str, lacking: str) -> None:
+def check_completeness(result: Alignment) -> None:
     """Refuse a language model that matches in part: it is another one, or in an unknown form.
 
     Args:
         result: the alignment, which collects the refusals.
-        lost: the reason of donor tensors without a place.
-        lacking: the reason of target tensors without a counterpart.
     """
-    for names, checkpoint, slots, words in (
-        (
-            [n for n, why in result.unused.items() if why == lost and not is_buffer(n)],
-            result.donor,
-            result.donor_slots,
-            "of the donor have no place in the target",
-        ),
-        (
-            [n for n, why in result.kept.items() if why == lacking],
-            result.target,
-            result.target_slots,
-            "of the target have none in the donor",
-        ),
+    for reasons, checkpoint, slots, words in (
+        (result.unused, result.donor, result.donor_slots, "of the donor go nowhere"),
+        (result.kept, result.target, result.target_slots, "of the target get nothing"),
     ):
-        inner = [n for n in names if layer_index(slots.by_name[n]) is not None]
-        matrices = [n for n in inner if len(checkpoint.tensors[n].shape) >= 2]
+        lost = [n for n, why in reasons.items() if isinstance(why, Lost) and not is_buffer(n)]
+        lost = [n for n in lost if component(slots.by_name[n]) == "llm"]
+        matrices = [
+            n
+            for n in lost
+            if len(checkpoint.tensors[n].shape) >= 2 and layer_index(slots.by_name[n]) is not None
+        ]
         if matrices:
             result.refuse(
                 "accounting",
-                f"{len(matrices)} matrices {words}, such as {matrices[0]!r}; if they have one "
-                "under another name, infer a layout with `omnimerge layout` and give it with "
-                "--layout",
+                f"{len(matrices)} matrices {words}, such as {matrices[0]!r} "
+                f"({reasons[matrices[0]]}); if they have a counterpart under another name, infer a "
+                "layout with `omnimerge layout` and give it with --layout",
             )
-        elif inner:
-            result.notes.append(f"{len(inner)} tensors {words}, such as {inner[0]!r}")
+        elif lost:
+            why = reasons[lost[0]]
+            result.notes.append(f"{len(lost)} tensors {words}, such as {lost[0]!r} ({why})")
+    _account_for_parts(result)
     if not any(component(m.slot) == "llm" for m in result.merged):
         result.refuse(
             "accounting",
             "no tensor of the language models matches; look at both with `omnimerge inspect`",
         )
+
+
+def _account_for_parts(result: Alignment) -> None:
+    """Parts of fused donor tensors that go nowhere, while other parts of them are used."""
+    by_reason: dict[str, list[str]] = {}
+    for slot, why in result.unused_parts.items():
+        by_reason.setdefault(why, []).append(slot)
+    for why, slots in by_reason.items():
+        text = f"{len(slots)} parts of fused donor tensors go nowhere, such as {slots[0]} ({why})"
+        if isinstance(why, Lost):
+            result.refuse("accounting", text)
+        else:
+            result.notes.append(text)
 
 
 def check_ancestor(result: Alignment) -> None:
@@ -140,6 +150,17 @@ def check_ancestor(result: Alignment) -> None:
                 result.refuse("ancestor", reason)
             else:
                 _check_vocabulary(result, [m for m in merged if m.slot in _VOCABULARY_SLOTS])
+            if found.both_zero and not found.cosines:
+                result.refuse(
+                    "ancestor",
+                    f"all {len(found.both_zero)} sampled matrices are zero: the files may be "
+                    "incomplete; check the checkpoints, or go on with --force ancestor",
+                )
+            elif found.both_zero:
+                result.notes.append(
+                    f"{len(found.both_zero)} sampled matrices are zero on both sides, such as "
+                    f"{found.both_zero[0]!r}; they say nothing of an ancestor"
+                )
         elif reason:
             result.kept.update({m.target: f"{name} parts share no ancestor" for m in merged})
             result.merged = [m for m in result.merged if component(m.slot) != name]
@@ -149,36 +170,55 @@ def _check_vocabulary(result: Alignment, merged: list[Merged]) -> None:
     """Rows of tokens that correspond are alike, as matrices are; those of others are not."""
     for each in merged:
         found = measure_ancestor(_samples(result, each, windows=8))
-        if found.refusal() and each.op == "tied":
+        if not found.refusal() or not found.lowest:
+            continue
+        embed, head = _VOCABULARY_SLOTS
+        if each.slot == head and result.donor_slots.by_name[each.sources[0]] == embed:
             result.merged.remove(each)
             result.kept[each.target] = "the donor's head is its embedding, which is unlike this one"
-        elif found.refusal() and found.lowest:
-            result.refuse(
-                "ancestor",
-                f"the rows of {each.target!r} and of the donor's {each.sources[0]!r} do not "
-                f"correspond (cosine {found.lowest[1]:.3f}): the vocabularies may be in another "
-                "order; use vocabulary: overlap or target, or go on with --force ancestor",
-            )
+            continue
+        result.refuse(
+            "ancestor",
+            f"the rows of {each.target!r} and of the donor's {each.sources[0]!r} do not "
+            f"correspond (cosine {found.lowest[1]:.3f}): the vocabularies may be in another "
+            "order; use vocabulary: overlap or target, or go on with --force ancestor",
+        )
 
 
 def _samples(result: Alignment, merged: Merged, windows: int = 1) -> list[Sample]:
     """Where to look at a merged tensor: a slice of each slot that it holds."""
     meta = result.target.tensors[merged.target]
-    if len(meta.shape) != 2:
-        return []  # norms start at one in every model and are alike without any kinship
-    longest: dict[str, tuple[int, int]] = {}
-    for slot, start, count in merged.parts or ((merged.slot, 0, meta.numel),):
-        if slot not in longest or count > longest[slot][1]:
-            longest[slot] = start, count
-    checkpoint, name = result.source(merged)
+    if len(meta.shape) != 2 or not meta.numel or merged.target.endswith(".bias"):
+        return []  # norms start at one and biases at zero in every model, without any kinship
+    parts = merged.parts or ((merged.slot, 0, meta.numel),)
+    if windows > 1:
+        ranges = _spread(parts, windows)
+    else:
+        longest: dict[str, tuple[int, int]] = {}
+        for slot, start, count in parts:
+            if slot not in longest or count > longest[slot][1]:
+                longest[slot] = start, count
+        ranges = [(start, start + count) for start, count in longest.values()]
+    theirs = result.source(merged)
     return [
-        Sample(
-            merged.target,
-            (result.target, merged.target),
-            (checkpoint, name),
-            start + number * (count // windows),
-            start + (number + 1) * (count // windows),
-        )
-        for start, count in longest.values()
-        for number in range(windows)
+        Sample(merged.target, (result.target, merged.target), theirs, start, stop)
+        for start, stop in ranges
     ]
+
+
+def _spread(parts: Sequence[tuple[str, int, int]], windows: int) -> list[tuple[int, int]]:
+    """Equal shares of all mapped elements; of a share that lies in several runs, the longest."""
+    total = sum(count for _, _, count in parts)
+    found: dict[int, tuple[int, int]] = {}
+    done = 0
+    for _, start, count in parts:
+        position = 0
+        while position < count:
+            window = (done + position) * windows // total
+            end = min(count, -(-(window + 1) * total // windows) - done)
+            longest = found.get(window, (0, 0))
+            if end - position > longest[1] - longest[0]:
+                found[window] = start + position, start + end
+            position = max(end, position + 1)
+        done += count
+    return list(found.values())

@@ -113,8 +113,9 @@ def geometry(checkpoint: Checkpoint, slots: SlotMap) -> Geometry:
     heads = _integer(checkpoint, config, "num_attention_heads")
     head_dim = _integer(checkpoint, config, "head_dim")
     kv_heads = next((n for key in _KV_HEADS if (n := _integer(checkpoint, config, key))), None)
-    if fused := _fused_shape(checkpoint, slots, {"attn.q", "attn.k", "attn.v"}):
+    if not query:  # inside a fused matrix, whose rows do not tell
         head_dim = head_dim or (hidden // heads if hidden and heads else None)
+    if fused := _fused_shape(checkpoint, slots, {"attn.q", "attn.k", "attn.v"}):
         kv_heads = (fused[0] // head_dim - heads) // 2 if heads and head_dim else kv_heads
     if pair := _fused_shape(checkpoint, slots, {"mlp.gate", "mlp.up"}):
         gate = (pair[0] // 2, *pair[1:])
@@ -129,7 +130,7 @@ def geometry(checkpoint: Checkpoint, slots: SlotMap) -> Geometry:
         head_dim=head_dim,
         intermediate_size=gate[0] if gate else _integer(checkpoint, config, "intermediate_size"),
         vocab_size=embed[0] if embed else None,
-        tied=_tied(config, slots),
+        tied=_tied(checkpoint, config, slots),
         rope_theta=_rope_theta(checkpoint, config),
         rope_scaling=_rope_scaling(config),
         activation=_SAME_ACTIVATION.get(str(activation), activation),
@@ -167,9 +168,15 @@ _SAME_ACTIVATION = {"swish": "silu"}
 _PLAIN_ROPE = ("default", "dynamic", "mrope", None)
 
 
-def _tied(config: Mapping[str, Any], slots: SlotMap) -> bool:
-    """Whether the head is the embedding: it has no tensor of its own, or the config says so."""
-    return "llm.head.weight" not in slots.by_slot or config.get("tie_word_embeddings") is True
+def _tied(checkpoint: Checkpoint, config: Mapping[str, Any], slots: SlotMap) -> bool:
+    """Whether the head is the embedding: the config says so, or it has no tensor of its own.
+
+    A head that is missing although the config unties it is not tied, it is missing.
+    """
+    said = {config.get("tie_word_embeddings"), checkpoint.config.get("tie_word_embeddings")}
+    if "llm.head.weight" in slots.by_slot:
+        return config.get("tie_word_embeddings") is True
+    return True in said or False not in said
 
 
 def _rope_theta(checkpoint: Checkpoint, config: Mapping[str, Any]) -> float | None:

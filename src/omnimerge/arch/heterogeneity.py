@@ -50,10 +50,14 @@ def _fused(result: Alignment) -> list[str]:
 
 
 def _gqa(result: Alignment) -> list[str]:
-    found = result.target_geometry
-    if found.heads and found.kv_heads and found.heads != found.kv_heads:
-        return [f"{found.heads} heads share {found.kv_heads} key/value heads on both sides"]
-    return []
+    told = [
+        f"{found.heads} heads share {found.kv_heads} key/value heads"
+        for found in (result.target_geometry, result.donor_geometry)
+        if found.heads and found.kv_heads and found.heads != found.kv_heads
+    ]
+    if len(told) == 2 and told[0] == told[1]:
+        return [f"{told[0]} on both sides"]
+    return [f"{each} on one side" for each in told]
 
 
 def _branches(result: Alignment) -> list[str]:

@@ -15,8 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from omnimerge.checkpoint.yaml_file import read_mapping
 from omnimerge.errors import LayoutError, UnknownLayoutError, suggestion
 
 COMPONENTS = ("llm", "vision", "audio", "projector", "other")
@@ -155,6 +154,9 @@ class Layout:
         for word, words in _tables()["words"].items():
             if any(each in name.lower() for each in words):
                 return f"{word}.{name}"
+        stem = self.layers.partition("layers.{i}")[0]
+        if stem not in ("", "model.") and name.startswith(stem):  # such as learned positions
+            return f"llm.{name[len(stem) :]}"
         return f"other.{name}"
 
     def fit(self, names: Sequence[str]) -> int:
@@ -180,6 +182,23 @@ class Layout:
         if not indices or indices != set(range(len(indices))):
             return 0
         return 1 + len(inner & set(self.block))
+
+    def misfit(self, names: Sequence[str]) -> str:
+        """Return why the layout does not fit.
+
+        Args:
+            names: all tensor names of a checkpoint.
+
+        Returns:
+            What is missing, in words.
+        """
+        stems = {name.rpartition(".")[0] for name in names}
+        for stem in (self.embed, self.norm):
+            if stem not in stems:
+                return f"there is no tensor {stem}.*"
+        if self.marker and not any(name.startswith(self.marker) for name in names):
+            return f"no tensor begins with its marker {self.marker}"
+        return f"there is no gap-free run of layers {self.layers}*"
 
     def _layer_slot(self, number: int, rest: str) -> str:
         inner, _, leaf = rest.rpartition(".")
@@ -251,8 +270,9 @@ def split_branch(slot: str) -> tuple[str, str]:
 def find_layout(names: Sequence[str], where: str, extra: Sequence[Layout] = ()) -> Layout:
     """Find the layout that fits a list of tensor names.
 
-    Of those that fit, the one that knows most of the names inside layers wins, then one of `extra`,
-    then the one with the longest marker.
+    One of `extra` that fits wins if all the names of its block are there. Of the others that fit,
+    the one that knows most of the names inside layers, then one of `extra`, then the one with the
+    longest marker.
 
     Args:
         names: tensor names, as on disk or as in memory.
@@ -266,6 +286,9 @@ def find_layout(names: Sequence[str], where: str, extra: Sequence[Layout] = ()) 
         UnknownLayoutError: if no layout fits.
         LayoutError: if one would, but for missing layers.
     """
+    for layout in extra:
+        if layout.fit(names) == 1 + len(layout.block):
+            return layout
     scores = [
         (score, first, len(layout.marker), layout)
         for first, table in ((True, extra), (False, layouts()))
@@ -276,6 +299,11 @@ def find_layout(names: Sequence[str], where: str, extra: Sequence[Layout] = ()) 
         return max(scores, key=lambda found: found[:3])[3]
     if gap := _gap(names):
         raise LayoutError(f"{where} lacks layers of its language model: {gap}")
+    if extra:
+        why = "; ".join(f"{layout.name}: {layout.misfit(names)}" for layout in extra)
+        raise UnknownLayoutError(
+            f"the tensor names of {where} fit no layout, neither a known one nor {why}"
+        )
     known = ", ".join(layout.name for layout in layouts())
     raise UnknownLayoutError(
         f"the tensor names of {where} fit no known layout (first: {names[:1]}); known: {known}; "
@@ -289,7 +317,7 @@ def slot_map(names: Iterable[str], where: str, extra: Sequence[Layout] = ()) -> 
     Args:
         names: tensor names, as on disk or as in memory.
         where: the checkpoint's name, for messages.
-        extra: layouts that the user gave; they go before the built-in ones.
+        extra: layouts that the user gave; see `find_layout`.
 
     Returns:
         The slots of all tensors, with the layout.
@@ -298,8 +326,7 @@ def slot_map(names: Iterable[str], where: str, extra: Sequence[Layout] = ()) -> 
         LayoutError: if no layout fits, or two tensors claim one slot.
     """
     names = list(names)
-    layout = find_layout(names, where, extra)
-    return slots_in(layout, names, where)
+    return slots_in(find_layout(names, where, extra), names, where)
 
 
 def slots_in(layout: Layout, names: Iterable[str], where: str) -> SlotMap:
@@ -383,11 +410,50 @@ def read_layouts(file: Path) -> tuple[Layout, ...]:
         LayoutError: if the file cannot be read, or does not describe a layout.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
-        raise LayoutError(f"cannot read layout {file}: {reason}") from error
+        content = read_mapping(file)
+    except ValueError as error:
+        raise LayoutError(f"cannot read layout {file}: {error}") from error
     return parse_layouts(content, str(file), file.stem)
+
+
+def read_all_layouts(files: Iterable[str | Path]) -> tuple[Layout, ...]:
+    """Read the layouts of several files.
+
+    Args:
+        files: YAML files.
+
+    Returns:
+        All their layouts, in order.
+
+    Raises:
+        LayoutError: if a file cannot be read, or does not describe a layout.
+    """
+    return tuple(layout for file in files for layout in read_layouts(Path(file)))
+
+
+def check_used(extra: Sequence[Layout], found: Iterable[SlotMap]) -> None:
+    """Refuse a layout of the user's that no checkpoint has.
+
+    Args:
+        extra: layouts that the user gave.
+        found: the slots of all checkpoints.
+
+    Raises:
+        LayoutError: naming the layout, and what it misses in each checkpoint.
+    """
+    maps = list(found)
+    for layout in extra:
+        if not any(slots.layout is layout for slots in maps):
+            why = [
+                f"{slots.layout.name} fits better"
+                if layout.fit(list(slots.by_name))
+                else layout.misfit(list(slots.by_name))
+                for slots in maps
+            ]
+            raise LayoutError(
+                f"layout {layout.name} fits no checkpoint ({'; '.join(dict.fromkeys(why))}); "
+                "correct the file, or leave it out"
+            )
 
 
 def parse_layouts(content: Any, where: str, name: str) -> tuple[Layout, ...]:
@@ -468,8 +534,21 @@ def _parse_layout(content: Mapping[str, Any], where: str, name: str) -> Layout:
         marker=_text(content, "marker", where, ""),
         inserted=_text(content, "inserted", where, ""),
         own=tuple(str(word) for word in own),
-        components={str(key): str(value) for key, value in _mapping(content, "components", where)},
+        components=_components(content, where),
     )
+
+
+def _components(content: Mapping[str, Any], where: str) -> dict[str, str]:
+    found = {}
+    for key, value in _mapping(content, "components", where):
+        name, dot, _ = str(value).partition(".")
+        if name not in COMPONENTS[1:] or not dot:
+            known = ", ".join(f"{each}." for each in COMPONENTS[1:])
+            raise LayoutError(
+                f"layout {where}: components.{key}: {value!r} does not begin with one of {known}"
+            )
+        found[str(key)] = str(value)
+    return found
 
 
 def _mapping(content: Mapping[str, Any], key: str, where: str) -> list[tuple[Any, Any]]:
@@ -507,16 +586,14 @@ def _checked(entry: Entry, where: str) -> Entry:
         raise LayoutError(f"layout {where}: branch {entry.branch!r} is none of {BRANCHES}")
     if entry.op == "grouped" and entry.slots != ("attn.q", "attn.k", "attn.v"):
         raise LayoutError(f"layout {where}: grouped takes [attn.q, attn.k, attn.v]")
-    if not all(entry.slots):
-        raise LayoutError(f"layout {where}: an empty slot")
+    if not all(entry.slots) or len(set(entry.slots)) < len(entry.slots):
+        raise LayoutError(f"layout {where}: an empty slot, or one that is given twice")
     return entry
 
 
 @lru_cache(maxsize=1)
 def _tables() -> dict[str, Any]:
-    text = (Path(__file__).parent / "components.yaml").read_text(encoding="utf-8")
-    tables: dict[str, Any] = yaml.safe_load(text)
-    return tables
+    return read_mapping(Path(__file__).parent / "components.yaml")
 
 
 @lru_cache(maxsize=64)

@@ -8,12 +8,13 @@ elements, each read from where the donor has it; nothing is computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from omnimerge.arch.geometry import Geometry
 from omnimerge.arch.layout import Entry, SlotMap, split_branch
-from omnimerge.checkpoint import Checkpoint
+from omnimerge.checkpoint import Checkpoint, Segment, TensorMeta
+from omnimerge.checkpoint.dtypes import is_floating, is_known
 from omnimerge.errors import LayoutError
 
 
@@ -68,16 +69,23 @@ class SlotRows:
         self.by_slot: dict[str, list[Piece]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for name, label in slots.by_name.items():
-            shape = checkpoint.tensors[name].shape
-            entry = slots.layout.entry(name) if label.startswith("llm.") else None
-            if entry is None or entry.op == "rename":
+            meta = checkpoint.tensors[name]
+            shape = meta.shape
+            entry = slots.layout.entry(name) if label.startswith("llm.layers.") else None
+            if entry is None or entry.op == "rename" or not _can_be_cut(meta):
                 pieces: tuple[Piece, ...] = (Piece(name, label, 0, 0, math.prod(shape)),)
                 self._shapes[label] = shape
             else:
                 pieces = self._cut(checkpoint, name, label, entry, geometry)
             self.by_name[name] = pieces
             for piece in pieces:
-                self.by_slot.setdefault(piece.slot, []).append(piece)
+                held = self.by_slot.setdefault(piece.slot, [])
+                if held and held[0].name != name:
+                    raise LayoutError(
+                        f"{checkpoint.folder}: {held[0].name!r} and {name!r} are both "
+                        f"{piece.slot!r}; remove one, or give a layout with --layout"
+                    )
+                held.append(piece)
 
     def shape(self, slot: str) -> tuple[int, ...] | None:
         """Return the shape that a slot would have as a tensor of its own.
@@ -122,47 +130,65 @@ class SlotRows:
 
 def compose(
     target: Sequence[Piece], donor: Mapping[str, Sequence[Piece]], runs: Mapping[str, Sequence[Run]]
-) -> list[tuple[Piece, int, int, str | None, int]]:
+) -> list[tuple[str, Segment]]:
     """Find, for every element of a target tensor, where the donor has it.
 
     Args:
-        target: the target tensor's pieces, which cover it in order.
-        donor: target slot -> the donor's pieces of the slot that feeds it; absent if none does.
-        runs: target slot -> which elements correspond, where not all do in order.
+        target: the target tensor's pieces, which cover it.
+        donor: target slot -> the donor's pieces of the slot that feeds it.
+        runs: target slot -> which elements correspond, where not all do in order; increasing.
 
     Returns:
-        (piece of the target, first element in the target's tensor, count, donor tensor or None,
-        first element in that tensor), in order, runs joined where both sides go on.
+        (slot, segment) in order, covering the tensor without gaps; a segment without a name is the
+        target's own.
+
+    Raises:
+        LayoutError: if the result does not cover the tensor, which would be a fault of ours.
     """
-    found: list[tuple[Piece, int, int, str | None, int]] = []
+    found: list[tuple[str, Segment]] = []
     for piece in target:
-        held = sorted(donor.get(piece.slot, ()), key=lambda each: each.slot_start)
-        pairs = runs.get(piece.slot) or [Run(piece.slot_start, piece.slot_start, piece.count)]
-        position = piece.slot_start
-        for run in pairs:
-            low = max(run.start, position)
-            high = min(run.start + run.count, piece.slot_start + piece.count)
-            if low >= high:
+        whole = [Run(piece.slot_start, piece.slot_start, piece.count)]
+        for low, high, source in _spans(piece, runs.get(piece.slot, whole)):
+            start = piece.start + low - piece.slot_start
+            if source is None:
+                found.append((piece.slot, Segment(start, high - low, None, start)))
                 continue
-            if low > position:
-                found.append((piece, _in_tensor(piece, position), low - position, None, 0))
-            source = run.source + low - run.start
-            for part in held:
+            for part in donor[piece.slot]:
                 begin = max(source, part.slot_start)
                 end = min(source + high - low, part.slot_start + part.count)
                 if begin < end:
-                    start = _in_tensor(piece, low + begin - source)
                     offset = part.start + begin - part.slot_start
-                    found.append((piece, start, end - begin, part.name, offset))
-            position = high
-        stop = piece.slot_start + piece.count
-        if position < stop:
-            found.append((piece, _in_tensor(piece, position), stop - position, None, 0))
+                    place = start + begin - source
+                    found.append((piece.slot, Segment(place, end - begin, part.name, offset)))
+    found.sort(key=lambda each: each[1].start)
+    covered = 0
+    for _, segment in found:
+        if segment.start != covered:
+            break
+        covered += segment.count
+    if covered != sum(piece.count for piece in target):
+        raise LayoutError(f"the rows of {target[0].name!r} are not covered by those of the donor")
     return found
 
 
-def _in_tensor(piece: Piece, element: int) -> int:
-    return piece.start + element - piece.slot_start
+def _spans(piece: Piece, runs: Sequence[Run]) -> Iterator[tuple[int, int, int | None]]:
+    """(Low, high, donor's element or None) of the slot, over the whole piece."""
+    position, stop = piece.slot_start, piece.slot_start + piece.count
+    for run in runs:
+        low, high = max(run.start, position), min(run.start + run.count, stop)
+        if low < high:
+            if low > position:
+                yield position, low, None
+            yield low, high, run.source + low - run.start
+            position = high
+    if position < stop:
+        yield position, stop, None
+
+
+def _can_be_cut(meta: TensorMeta) -> bool:
+    """Packed weights, their scales and their zero points are no rows of anything."""
+    leaf = meta.name.rpartition(".")[2]
+    return leaf in ("weight", "bias") and is_known(meta.dtype) and is_floating(meta.dtype)
 
 
 def _slot_of(label: str, entry: Entry, slot: str) -> str:

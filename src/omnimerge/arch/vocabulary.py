@@ -61,12 +61,16 @@ def shared_rows(target: Path, donor: Path) -> list[Run]:
         LayoutError: if the tokens of either cannot be read.
     """
     ours, theirs = _required_ids(target), _required_ids(donor)
-    pairs = sorted((row, theirs[token]) for token, row in ours.items() if token in theirs)
+    sources: dict[int, set[int]] = {}
+    for token, row in ours.items():
+        if token in theirs and row >= 0 <= theirs[token]:
+            sources.setdefault(row, set()).add(theirs[token])
     runs: list[Run] = []
-    for row, source in pairs:
+    for row, found in sorted(sources.items()):
+        if len(found) > 1:
+            continue  # two names for the row, which the donor has at two places
+        (source,) = found
         last = runs[-1] if runs else None
-        if last and last.start + last.count > row:
-            continue  # two names for one row: the first one counts
         if last and (last.start + last.count, last.source + last.count) == (row, source):
             runs[-1] = Run(last.start, last.source, last.count + 1)
         else:
@@ -116,7 +120,7 @@ def token_ids(folder: Path) -> dict[str, int] | None:
 def _ids_of(file: Path) -> dict[str, int]:
     try:
         return {str(token): int(number) for token, number in read_json(file).items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file} holds no token ids: {error}") from error
 
 
@@ -130,6 +134,8 @@ def _sentencepieces(file: Path) -> list[str]:
         data = file.read_bytes()
         pieces = [body for number, body in _fields(data) if number == 1]
         return [next(b for n, b in _fields(piece) if n == 1).decode() for piece in pieces]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
     except (IndexError, StopIteration, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is not a SentencePiece model") from error
 
@@ -171,5 +177,12 @@ def _fast_tokens(file: Path) -> dict[str, int]:
         else:
             ids = {str(token): int(number) for token, number in vocabulary.items()}
         return ids | {str(e["content"]): int(e["id"]) for e in content.get("added_tokens") or []}
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        OverflowError,
+    ) as error:
         raise CheckpointError(f"{file} is not a tokenizer file: {error!r}") from error

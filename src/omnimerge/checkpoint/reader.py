@@ -246,6 +246,11 @@ def _weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
             f"{folder} holds {len(others)} safetensors files and no {_WEIGHTS[1]}; "
             "download or copy the index too"
         )
+    if pickles := len(list(folder.glob("pytorch_model*.bin"))):
+        raise CheckpointError(
+            f"{folder} holds {pickles} pytorch_model*.bin files and no {_WEIGHTS[3]}; "
+            "download or copy the index too"
+        )
     raise CheckpointError(
         f"{folder} holds no weights: neither *.safetensors nor pytorch_model*.bin"
     )

@@ -29,6 +29,13 @@ layout_option = click.option(
     type=click.Path(dir_okay=False),
     help="File with a layout of your own; see `omnimerge layout`. Repeat it.",
 )
+branch_option = click.option(
+    "--branch",
+    "branches",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Where one side holds tensors twice: shared, text or vision = text, vision or keep.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -150,6 +157,28 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
     return parameters
 
 
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
+    """Read options of the form ``KEY=VALUE``.
+
+    Args:
+        pairs: the options as given.
+        option: its name, for the message.
+
+    Returns:
+        Key -> value.
+
+    Raises:
+        click.UsageError: if one has no ``=``, or nothing beside it.
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key or not value:
+            raise click.UsageError(f"{option} {pair!r}: write KEY=VALUE")
+        found[key] = value
+    return found
+
+
 def recipe_from(
     source: str | dict[str, Any] | None,
     options: dict[str, Any],
@@ -174,6 +203,8 @@ def recipe_from(
     from omnimerge.engine import load_recipe
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
+    if "branches" in given:
+        given["branches"] = parse_pairs(given["branches"], "--branch")
     adapters = [{"adapter": reference} for reference in given.pop("adapters", ())]
     if "models" in given or adapters:
         given["models"] = [*given.get("models", ()), *adapters]
@@ -220,6 +251,7 @@ _RECIPE_OPTIONS = (
     click.option("--param", "parameters", multiple=True, help="Keyword of the method: alpha=0.3."),
     click.option("--select", type=click.Choice(["all", "language_model", "linear"])),
     click.option("--vocabulary", type=click.Choice(VOCABULARIES)),
+    branch_option,
     layout_option,
     click.option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"])),
     click.option("--max-shard-size", help="For example 5GB."),

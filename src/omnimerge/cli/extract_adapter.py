@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from omnimerge.cli._console import show_adapter
+from omnimerge.cli._console import layout_option, show_adapter
 
 _EPILOG = """\b
 Examples:
@@ -32,6 +32,7 @@ Examples:
     show_default=True,
     help="Which tensors are compared.",
 )
+@layout_option
 @click.option("--overwrite", is_flag=True, help="Replace OUT, once the adapter is complete.")
 def command(
     base: str,
@@ -40,6 +41,7 @@ def command(
     rank: int | None,
     energy: float | None,
     select: str,
+    layouts: tuple[str, ...],
     overwrite: bool,
 ) -> None:
     """Write what makes MODEL differ from BASE as a PEFT LoRA adapter on BASE."""
@@ -48,6 +50,13 @@ def command(
     if (rank is None) == (energy is None):
         raise click.UsageError("give either --rank or --energy")
     summary = omnimerge.extract_adapter(
-        base, model, out, rank=rank, energy=energy, select=select, overwrite=overwrite
+        base,
+        model,
+        out,
+        rank=rank,
+        energy=energy,
+        select=select,
+        layouts=layouts,
+        overwrite=overwrite,
     )
     show_adapter(summary, out)

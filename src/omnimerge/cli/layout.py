@@ -30,18 +30,20 @@ def command(
     Where no table fits, the layout is inferred from names, shapes and, with --like, from the cosine
     with another model. What stays open is marked UNDECIDED.
     """
-    from omnimerge.arch import infer_layout, layout_text, read_layouts, slots_of
+    from omnimerge.arch import infer_layout, layout_text, read_all_layouts, slots_of
     from omnimerge.checkpoint import Checkpoint
 
-    extra = [layout for file in layouts for layout in read_layouts(Path(file))]
+    extra = read_all_layouts(layouts)
     opened = Checkpoint.open(checkpoint)
+    other = Checkpoint.open(like) if like else None
+    if out is not None and out.exists():
+        raise OutputError(f"{out} exists, perhaps with your corrections; give another name")
     open_choices = 0
     try:
         if infer:
             raise UnknownLayoutError(checkpoint)
         text = layout_text(slots_of(opened, extra).layout)
     except UnknownLayoutError:
-        other = Checkpoint.open(like) if like else None
         inferred = infer_layout(opened, other, layouts=extra)
         text, open_choices = inferred.text, len(inferred.open_choices())
     if out is None:

@@ -10,9 +10,11 @@ import click
 
 from omnimerge.cli._console import (
     VOCABULARIES,
+    branch_option,
     force_option,
     json_option,
     layout_option,
+    parse_pairs,
     print_json,
     table,
 )
@@ -30,6 +32,7 @@ from omnimerge.errors import OutputError
     help="Which target tensors may be merged.",
 )
 @click.option("--vocabulary", type=click.Choice(VOCABULARIES), default="auto", show_default=True)
+@branch_option
 @layout_option
 @click.option("--html", type=click.Path(path_type=Path), help="Draw it into this file.")
 @force_option
@@ -40,6 +43,7 @@ def command(
     force: tuple[str, ...],
     html: Path | None,
     as_json: bool,
+    branches: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Show what of DONOR goes where in TARGET, and whether the two may be merged.
@@ -49,7 +53,8 @@ def command(
     """
     import omnimerge
 
-    result = omnimerge.align(target, donor, **options).to_dict(force)
+    policy = parse_pairs(branches, "--branch") or None
+    result = omnimerge.align(target, donor, branches=policy, **options).to_dict(force)
     if html:
         _draw(result, html)
     if as_json:

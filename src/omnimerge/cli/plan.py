@@ -36,7 +36,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Show what a merge would do. Reads headers only; the ancestor test runs when merging."""
+    """Show what a merge would do. Reads headers only; what looks at weights runs when merging."""
     import omnimerge
 
     plan = omnimerge.plan(recipe_from(recipe, options, parameters), force=force)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnimerge.arch import SlotMap, align, memory_names, slots_of
+from omnimerge.arch import SlotMap, align, memory_names, read_all_layouts, slots_of
 from omnimerge.arch.geometry import geometry
 from omnimerge.arch.hf_tables import parameter_modules
 from omnimerge.checkpoint import Checkpoint, CheckpointWriter, OutputTensor
@@ -95,6 +95,7 @@ def extract_adapter(
     rank: int | None = None,
     energy: float | None = None,
     select: str = "all",
+    layouts: Iterable[str | Path] = (),
     overwrite: bool = False,
 ) -> AdapterSummary:
     """Write the difference of a fine-tuned model and its base as an adapter.
@@ -106,6 +107,7 @@ def extract_adapter(
         rank: the largest rank of a matrix; or
         energy: the share of the squared change of every matrix that has to stay, in (0, 1].
         select: which tensors are compared: `all`, `language_model` or `linear`.
+        layouts: files with layouts of your own.
         overwrite: replace the folder of an earlier run.
 
     Returns:
@@ -120,7 +122,7 @@ def extract_adapter(
         raise RecipeError(["give either rank or energy"], "the call")
     refuse_existing(out, overwrite=overwrite)
     ancestor, tuned = Checkpoint.open(base), Checkpoint.open(model)
-    alignment = align(ancestor, tuned, select=select)
+    alignment = align(ancestor, tuned, select=select, layouts=read_all_layouts(layouts))
     if reasons := alignment.reasons():
         raise NotMergeableError(reasons)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,13 +67,16 @@ def run_plan(
 
 
 def merged_tensors(
-    plan: MergePlan, parameters: Mapping[str, Any] | None = None
+    plan: MergePlan,
+    parameters: Mapping[str, Any] | None = None,
+    overrides: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """Compute the merged tensors in memory, one by one, as a written checkpoint would hold them.
 
     Args:
         plan: what to do.
         parameters: keywords that replace the recipe's, for example ``{"alpha": 0.2}``.
+        overrides: entries to put before the recipe's own overrides.
 
     Yields:
         (target tensor name, tensor in the output dtype) for every tensor that the merge changes.
@@ -81,7 +84,7 @@ def merged_tensors(
     Raises:
         NonFiniteError: if an input holds NaN or infinity, or the result overflows its dtype.
     """
-    plan = with_parameters(plan, parameters or {})
+    plan = with_parameters(plan, parameters or {}, overrides)
     worker = SliceWorker(plan, model_statistics(plan))
     for job in plan.merged:
         merged = torch.empty(_numel(job), dtype=torch_dtype(job.output.dtype))

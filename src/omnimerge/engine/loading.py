@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from omnimerge.checkpoint.yaml_file import read_mapping
 from omnimerge.engine.recipe import Branches, Match, ModelEntry, Override, Recipe
 from omnimerge.errors import RecipeError, suggestion
 from omnimerge.methods import all_methods
@@ -71,31 +71,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: if it cannot be read, or is something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        raise RecipeError([f"cannot be read: {error.strerror}"], str(path)) from error
-    except _NOT_YAML as error:
-        raise RecipeError([" ".join(str(error).split())], str(path)) from error
-    if not isinstance(raw, dict):
-        raise RecipeError(["it holds no keys; see `omnimerge plan --help` for one"], str(path))
-    return raw
-
-
-# PyYAML lets errors of its converters through, such as a date with a thirteenth month.
-_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key that is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key!r} is given twice in the block at line {line}")
-        return super().construct_mapping(node, deep)
+        return read_mapping(path)
+    except ValueError as error:
+        reason = str(error)
+    if reason == "it holds no keys":
+        reason += "; see `omnimerge plan --help` for one"
+    elif not path.is_file():
+        reason = f"cannot be read: {reason}"
+    raise RecipeError([reason], str(path))
 
 
 def _beside(raw: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def manifest(plan: MergePlan) -> dict[str, Any]:
                 "ancestor": a.ancestor.to_dict() if a.ancestor else None,
                 "notes": a.notes,
                 "unused": a.unused,
+                **({"unused_parts": a.unused_parts} if a.unused_parts else {}),
             }
             for a in plan.alignments
         ],

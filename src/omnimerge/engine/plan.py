@@ -15,11 +15,13 @@ from omnimerge.arch import (
     Merged,
     SlotMap,
     align,
+    check_used,
     component,
     find_names,
     layer_index,
-    read_layouts,
+    read_all_layouts,
     slots_of,
+    slots_of_all,
 )
 from omnimerge.arch.layout import is_buffer
 from omnimerge.checkpoint import (
@@ -31,7 +33,7 @@ from omnimerge.checkpoint import (
 )
 from omnimerge.checkpoint.dtypes import OUTPUT_DTYPES, is_floating, is_known, item_size
 from omnimerge.checkpoint.writer import shard_by_size
-from omnimerge.engine.recipe import Recipe
+from omnimerge.engine.recipe import Override, Recipe
 from omnimerge.errors import CheckpointError, NotMergeableError, RecipeError, suggestion
 from omnimerge.methods import MergeMethod
 
@@ -51,6 +53,7 @@ class TensorJob:
         depth: 0 for the language model's first layer to 1 for its last; None outside of them.
         reason: why the tensor is kept; empty if it is merged.
         mapped: how each model, and last the base where it is needed, gets to it.
+        own: (first, one past the last) element of runs that stay the target's; increasing.
     """
 
     output: OutputTensor
@@ -61,11 +64,7 @@ class TensorJob:
     depth: float | None
     reason: str
     mapped: tuple[Merged, ...] = ()
-
-    @property
-    def own(self) -> tuple[tuple[int, int], ...]:
-        """(First, one past the last) element of runs that stay the target's."""
-        return tuple(sorted({run for merged in self.mapped for run in merged.own}))
+    own: tuple[tuple[int, int], ...] = ()
 
     @property
     def merged(self) -> bool:
@@ -193,7 +192,9 @@ def build_plan(recipe: Recipe, *, force: Collection[str] = (), ancestor: bool = 
     models = _with_adapters(recipe, opened)
     base = opened[recipe.base] if recipe.base else None
     donors = [*models, *([base] if base and recipe.merge_method.needs_base else [])]
-    layouts = _layouts(recipe)
+    layouts = read_all_layouts(recipe.layouts)
+    found, notes = slots_of_all([target, *donors], layouts)
+    check_used(layouts, found.values())
     alignments = tuple(
         align(
             target,
@@ -201,11 +202,12 @@ def build_plan(recipe: Recipe, *, force: Collection[str] = (), ancestor: bool = 
             select=recipe.selection,
             vocabulary=recipe.vocabulary,
             branches=recipe.branches.policy() if recipe.branches else None,
-            layouts=layouts,
+            slots=(found[target], found[donor]),
             ancestor=ancestor and donor is not target,
         )
         for donor in donors
     )
+    alignments[0].notes.extend(notes)
     reasons = [f"{a.donor.reference}: {why}" for a in alignments for why in a.reasons(force)]
     if reasons:
         raise NotMergeableError(list(dict.fromkeys(reasons)))
@@ -218,25 +220,39 @@ def build_plan(recipe: Recipe, *, force: Collection[str] = (), ancestor: bool = 
     return MergePlan(recipe, target, models, base, alignments, jobs, shards, tuple(sorted(force)))
 
 
-def with_parameters(plan: MergePlan, parameters: Mapping[str, Any]) -> MergePlan:
+def with_parameters(
+    plan: MergePlan, parameters: Mapping[str, Any], overrides: Sequence[Mapping[str, Any]] = ()
+) -> MergePlan:
     """Return the same plan with other keywords of the method; nothing is opened again.
 
     Args:
         plan: a plan.
         parameters: keywords to set; overrides of the recipe still win for their tensors.
+        overrides: entries to put before the recipe's own overrides; they may not change which
+            tensors are kept.
 
     Returns:
         The new plan.
 
     Raises:
-        RecipeError: if a keyword does not fit the method.
+        RecipeError: if a keyword does not fit the method, or an override fits no tensor.
     """
-    problems = plan.method.problems(
-        {**plan.recipe.all_parameters, **parameters}, plan.recipe.model_count()
-    )
+    count = plan.recipe.model_count()
+    changed = {**plan.recipe.parameters, **parameters}
+    entries = list(plan.recipe.models)
+    if "weights" in parameters:  # given with the point: entries of the models would contradict it
+        entries = [entry.model_copy(update={"weight": None}) for entry in entries]
+    recipe = plan.recipe.model_copy(update={"parameters": changed, "models": tuple(entries)})
+    problems = [f"parameters.{p}" for p in plan.method.problems(recipe.all_parameters, count)]
+    added = tuple(Override.model_validate(each) for each in overrides)
+    for number, each in enumerate(added):
+        found = plan.method.problems({**recipe.all_parameters, **each.parameters}, count)
+        problems += [f"overrides.{number}.parameters.{problem}" for problem in found]
     if problems:
-        raise RecipeError([f"parameters.{problem}" for problem in problems])
-    recipe = plan.recipe.model_copy(update={"parameters": {**plan.recipe.parameters, **parameters}})
+        raise RecipeError(list(dict.fromkeys(problems)))
+    if added:
+        recipe = recipe.model_copy(update={"overrides": (*added, *recipe.overrides)})
+        _check_overrides(recipe, plan.alignments[0].target_slots)
     jobs = tuple(
         replace(job, parameters=_parameters(recipe, job.output.name, job.slot)) for job in plan.jobs
     )
@@ -279,10 +295,6 @@ def worker_count() -> int:
     return max(1, min(4, os.cpu_count() or 1))
 
 
-def _layouts(recipe: Recipe) -> tuple[Layout, ...]:
-    return tuple(layout for file in recipe.layouts for layout in read_layouts(Path(file)))
-
-
 def _open_all(recipe: Recipe) -> dict[str, Checkpoint]:
     references = [recipe.target_reference, *([recipe.base] if recipe.base else [])]
     references += [recipe.model_reference(entry) for entry in recipe.models]
@@ -312,7 +324,7 @@ def _with_adapters(recipe: Recipe, opened: Mapping[str, Checkpoint]) -> tuple[Ch
             models.append(checkpoint)
             continue
         try:
-            models.append(adapted(checkpoint, entry.adapter, _layouts(recipe)))
+            models.append(adapted(checkpoint, entry.adapter, read_all_layouts(recipe.layouts)))
         except CheckpointError as error:
             problems.append(str(error))
     if len(problems) == 1:
@@ -379,8 +391,39 @@ def _jobs(
         parameters = _parameters(recipe, name, slot)
         layer = layer_index(slot)
         depth = None if layer is None else layer / max(1, slots.layer_count - 1)
-        jobs.append(TensorJob(output, slot, tuple(inputs), base, parameters, depth, reason, mapped))
+        # What no donor reaches stays the target's; with task vectors, what any input lacks.
+        runs = [merged.own for merged in mapped]
+        whole = recipe.merge_method.takes_target and lacking  # the target stands in for those
+        common = _common if recipe.merge_method.takes_target else _union
+        own = common([*runs, [(0, meta.numel)]] if whole else runs)
+        jobs.append(
+            TensorJob(output, slot, tuple(inputs), base, parameters, depth, reason, mapped, own)
+        )
     return jobs
+
+
+def _union(runs: Sequence[Sequence[tuple[int, int]]]) -> tuple[tuple[int, int], ...]:
+    """Ranges that are in any of several lists, joined."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(run for each in runs for run in each):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(stop, found[-1][1])
+        else:
+            found.append((start, stop))
+    return tuple(found)
+
+
+def _common(runs: Sequence[Sequence[tuple[int, int]]]) -> tuple[tuple[int, int], ...]:
+    """Ranges that are in all of several lists."""
+    if not runs:
+        return ()
+    found = list(_union(runs[:1]))
+    for each in runs[1:]:
+        other = _union([each])
+        found = [
+            (max(a, c), min(b, d)) for a, b in found for c, d in other if max(a, c) < min(b, d)
+        ]
+    return tuple(found)
 
 
 def _override(recipe: Recipe, name: str, slot: str) -> Any:

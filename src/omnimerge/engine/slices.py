@@ -6,6 +6,8 @@ tensors for every step cost more in page faults than the arithmetic does.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import torch
 from torch import Tensor
 
@@ -60,7 +62,10 @@ class SliceWorker:
         if not job.merged:
             return self._copy(job, start, stop)
         result = self._compute(job, start, stop)
-        for first, last in job.own:
+        number = bisect_right(job.own, (start, stop)) - 1
+        for first, last in job.own[max(0, number) :]:
+            if first >= stop:
+                break
             low, high = max(first, start), min(last, stop)
             if low < high:
                 own = self._plan.target.read(job.output.name, low, high)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from omnimerge.arch.geometry import Geometry, geometry
 from omnimerge.arch.inference.stack import Part
-from omnimerge.arch.layout import Entry, Layout, SlotMap, slot_map, split_branch
+from omnimerge.arch.layout import Entry, SlotMap, split_branch
 from omnimerge.arch.rows import SlotRows
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import is_floating, is_known
@@ -89,16 +89,10 @@ class Likeness:
     Args:
         checkpoint: the checkpoint whose layout is inferred.
         other: the sibling.
-        layouts: layouts that the user gave, for the sibling.
-
-    Raises:
-        LayoutError: if the sibling fits no known layout.
+        slots: the sibling's slots.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, other: Checkpoint, layouts: Sequence[Layout]
-    ) -> None:
-        slots = slot_map(other.tensors, str(other.folder), layouts)
+    def __init__(self, checkpoint: Checkpoint, other: Checkpoint, slots: SlotMap) -> None:
         self.other = Slots(other, slots, geometry(other, slots))
         self._checkpoint = checkpoint
         inside = [name.split(".", 3)[3] for name in self.other.names if ".layers." in name]

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from omnimerge.arch.detect import slots_of
 from omnimerge.arch.inference.block import infer_block
 from omnimerge.arch.inference.cosine import Likeness
 from omnimerge.arch.inference.ends import find_ends
 from omnimerge.arch.inference.stack import Stack, find_stack
 from omnimerge.arch.inference.text import Choice, write_text
-from omnimerge.arch.layout import Layout
+from omnimerge.arch.layout import Layout, SlotMap
 from omnimerge.arch.layout import layouts as known_layouts
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import LayoutError
@@ -44,6 +45,7 @@ def infer_layout(
     checkpoint: Checkpoint,
     other: Checkpoint | None = None,
     *,
+    slots: SlotMap | None = None,
     layouts: Sequence[Layout] = (),
     margin: float = 0.2,
 ) -> Inferred:
@@ -52,6 +54,7 @@ def infer_layout(
     Args:
         checkpoint: the checkpoint.
         other: a checkpoint over the same LLM whose layout is known, to compare matrices with.
+        slots: the slots of `other`, where they are at hand.
         layouts: layouts that the user gave, for `other`.
         margin: what a choice by cosine needs: how much better than the second best it must be.
 
@@ -62,7 +65,9 @@ def infer_layout(
         LayoutError: if no stack of layers or no embedding can be found, or `other` fits no layout.
     """
     stack = find_stack(checkpoint)
-    likeness = Likeness(checkpoint, other, layouts) if other else None
+    likeness = None
+    if other:
+        likeness = Likeness(checkpoint, other, slots or slots_of(other, layouts))
     embed, norm, head = find_ends(checkpoint, stack, likeness, margin)
     root = f"{stack.root}." if stack.root else ""
     name = checkpoint.folder.name

@@ -137,12 +137,16 @@ def layout_text(layout: Layout) -> str:
     keys |= {"layers": layout.layers[len(prefix) :], "embed": layout.embed[len(prefix) :]}
     keys |= {"norm": layout.norm[len(prefix) :], "head": layout.head}
     keys["inserted"] = layout.inserted
-    lines = [f"{key}: {_scalar(text)}" for key, text in keys.items() if text]
+    needed = ("prefix", "head")
+    lines = [f"{k}: {_scalar(text)}" for k, text in keys.items() if text or k in needed]
     lines += ["block:", *(f"  {_scalar(n)}: {_value(e)}" for n, e in layout.block.items())]
     if layout.own:
         lines.append(f"own: {_flow(list(layout.own))}")
     if layout.components:
-        lines += ["components:", *(f"  {n}: {s}" for n, s in layout.components.items())]
+        lines += [
+            "components:",
+            *(f"  {_scalar(n)}: {_scalar(s)}" for n, s in layout.components.items()),
+        ]
     return "\n".join(lines) + "\n"
 
 
