@@ -54,11 +54,11 @@ def main() -> None:
         rows = [{"alpha": "donor alone", "score": None, **per_kind(asked, donor)}]
         store = AnswerStore(folder / "out" / "heldout", [p.id for p in asked])
         for point in result.points:
-            answers = store.read(point.alpha) or []
+            answers = store.read(Path(point.responses).stem) or []
             rows.append({"alpha": point.alpha, "score": point.score, **per_kind(asked, answers)})
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
-    print(f"chosen without labels: alpha {result.selected:g}")
+    print(f"chosen without labels: alpha {result.alpha:g}")
     if options.json:
         machine = {"cores": os.cpu_count(), "processor": platform.machine()}
         content = {
@@ -66,7 +66,7 @@ def main() -> None:
             "versions": result.versions,
             "questions": COUNT,
             "seed": SEED,
-            "selected": result.selected,
+            "selected": result.alpha,
             "rows": rows,
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n")

@@ -30,16 +30,16 @@ def test_the_merged_model_beats_both_parents(demo):
 
 def test_the_choice_without_labels_is_within_a_step_of_the_best(demo):
     result = json.loads((demo[0] / "search" / "search.json").read_text())
-    best = max(result["points"], key=lambda point: point["accuracy"])["alpha"]
-    assert abs(result["selected"] - best) < 0.11
-    assert 0 < result["selected"] < 0.6
+    best = max(result["points"], key=lambda point: point["accuracy"])["values"]["alpha"]
+    assert abs(result["selected"]["alpha"] - best) < 0.11
+    assert 0 < result["selected"]["alpha"] < 0.6
 
 
 def test_the_reloaded_checkpoint_answers_as_the_search_saw(demo):
     result = json.loads((demo[0] / "search" / "search.json").read_text())
-    seen = {point["alpha"]: point["accuracy"] for point in result["points"]}
+    seen = {point["values"]["alpha"]: point["accuracy"] for point in result["points"]}
     target, _, merged = accuracies(demo[1])
-    assert merged == pytest.approx(seen[result["selected"]], abs=5e-4)
+    assert merged == pytest.approx(seen[result["selected"]["alpha"]], abs=5e-4)
     assert target == pytest.approx(seen[0.0], abs=5e-4)
 
 

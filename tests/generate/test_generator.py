@@ -1,5 +1,6 @@
 """Real, tiny, random models that answer, and whose weights are swapped."""
 
+import functools
 import json
 import shutil
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import GenerationError, PromptError
-from omnimerge.generate import Generator, Prompt
+from omnimerge.generate import Generator, Prompt, Response, drafting
 
 MULTIMODAL = ["qwen2_vl", "llava_onevision"]
 
@@ -150,6 +151,176 @@ def test_two_different_tensors_for_one_tied_parameter_are_noticed(folders, tmp_p
     generator.set_weights([("model.embed_tokens.weight", embed), ("lm_head.weight", embed)])
     with pytest.raises(GenerationError, match="does not hold the tensor that was given"):
         generator.set_weights([("model.embed_tokens.weight", embed), ("lm_head.weight", embed * 2)])
+
+
+def test_answers_come_as_they_are_there(generators, images):
+    prompts = questions(images)
+    expected = generators("qwen2_vl").responses(prompts, max_new_tokens=4)
+    before = generators("qwen2_vl").stats.samples_answered
+    found = generators("qwen2_vl").responses_iter(prompts, max_new_tokens=4, batch_size=3)
+    first = next(found)
+    assert generators("qwen2_vl").stats.samples_answered == before + 3
+    assert sorted([first, *found]) == list(enumerate(expected))
+
+
+def test_the_terminal_is_the_callers_between_answers(generators, images):
+    import warnings
+
+    found = generators("qwen2_vl").responses_iter(questions(images), max_new_tokens=2)
+    next(found)
+    with pytest.warns(UserWarning, match="mine"):
+        warnings.warn("mine", UserWarning, stacklevel=1)
+
+
+def limited(generator, fits, monkeypatch):
+    """Let the model fail on batches of more than `fits`."""
+    original = generator.model.forward
+
+    @functools.wraps(original)
+    def forward(input_ids=None, **kwargs):
+        if len(input_ids) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return original(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(generator.model, "forward", forward)
+
+
+@pytest.mark.parametrize("batch_size", [None, 8])
+@pytest.mark.parametrize("drafted", [False, True])
+def test_batches_shrink_until_they_fit(folders, images, monkeypatch, batch_size, drafted):
+    prompts = questions(images)
+    generator = Generator.load(folders["qwen2_vl"])
+    expected = generator.responses(prompts, max_new_tokens=6)
+    drafts = [Response(r.id, "", (*r.tokens[:3], 300, 301, 302)) for r in expected]
+    limited(generator, 2, monkeypatch)
+    monkeypatch.setattr(drafting, "SHORTEST_MEAN", 0.0)
+    seen = []
+
+    found = generator.responses(
+        prompts,
+        max_new_tokens=6,
+        batch_size=batch_size,
+        on_progress=lambda done, of: seen.append((done, of)),
+        drafts=drafts if drafted else None,
+    )
+
+    assert found == expected
+    assert seen[-1] == (10, 10)
+    assert generator.stats.batches_halved >= 2
+    halved = generator.stats.batches_halved
+    assert generator.responses(prompts, max_new_tokens=6, batch_size=batch_size) == expected
+    assert generator.stats.batches_halved == halved  # what does not fit is not tried again
+
+
+def test_answers_before_one_that_does_not_fit_are_given(folders, monkeypatch):
+    generator = Generator.load(folders["qwen2"])
+    prompts = [Prompt(str(i), "what " * (i + 1)) for i in range(4)]
+    expected = generator.responses(prompts, max_new_tokens=2)
+    original = generator.model.forward
+    short = int(generator.processor.encode([prompts[0]])["input_ids"].shape[1])
+
+    def forward(input_ids=None, **kwargs):
+        if input_ids.shape[1] == short:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return original(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(generator.model, "forward", forward)
+    found = []
+    with pytest.raises(GenerationError, match=r"prompt '0' does not fit into memory by itself"):
+        found.extend(generator.responses_iter(prompts, max_new_tokens=2, batch_size=1))
+    assert sorted(found) == [(i, expected[i]) for i in (1, 2, 3)]
+
+
+def test_inputs_are_made_once(folders, images, monkeypatch):
+    generator = Generator.load(folders["qwen2_vl"])
+    prompts, calls = questions(images), []
+    encode = generator.processor.encode
+    monkeypatch.setattr(
+        generator.processor, "encode", lambda *given: calls.append(given) or encode(*given)
+    )
+    made = []
+    for factor in (1.0, 1.2, 1.5):
+        generator.set_weights(tensors(folders["qwen2_vl"], factor))
+        generator.responses(prompts, max_new_tokens=3, batch_size=4)
+        made.append(len(calls))
+    assert made[0] == made[2] == generator.stats.inputs_encoded
+    generator.responses(prompts[:3], max_new_tokens=3, batch_size=4)
+    assert len(calls) > made[0]  # other batches
+
+
+def test_without_memory_everything_is_made_anew(folders, images):
+    forgetful = Generator.load(folders["qwen2_vl"], cache_bytes=0)
+    usual = Generator.load(folders["qwen2_vl"])
+    prompts = questions(images)
+    for factor in (1.0, 1.2, 1.5):
+        for generator in (forgetful, usual):
+            generator.set_weights(tensors(folders["qwen2_vl"], factor))
+        found = [g.responses(prompts, max_new_tokens=3) for g in (forgetful, usual)]
+        assert found[0] == found[1]
+    assert (forgetful.stats.inputs_reused, forgetful.stats.features_reused) == (0, 0)
+    assert usual.stats.inputs_reused > 0
+    assert usual.stats.features_reused > 0
+    assert forgetful.stats.to_dict().keys() == usual.stats.to_dict().keys()
+    assert "refusal" not in usual.stats.to_dict()
+
+
+def matrices(folder, factor):
+    return [(n, t) for n, t in tensors(folder, factor) if t.ndim == 2]
+
+
+def test_weights_that_do_not_reach_the_logits_are_noticed(folders):
+    generator = Generator.load(folders["qwen2"])
+    prompts = [Prompt("long", "what is this"), Prompt("short", "what")]
+    generator.set_weights(matrices(folders["qwen2"], 1.0))
+    for module in generator.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            stale = module.weight.clone()
+            module.forward = lambda x, own=module, stale=stale: torch.nn.functional.linear(
+                x, own.weight * 0 + stale, own.bias
+            )
+    generator.responses(prompts, max_new_tokens=2)
+    generator.set_weights(matrices(folders["qwen2"], 1.0))
+    generator.responses(prompts, max_new_tokens=2)  # the same weights: nothing to see
+    generator.set_weights(matrices(folders["qwen2"], 1.2))
+    with pytest.raises(GenerationError, match=r"matrices have changed, but .* prompt 'short'"):
+        generator.responses(prompts, max_new_tokens=2)
+
+
+def test_the_canary_is_silent_where_logits_need_not_change(folders):
+    generator = Generator.load(folders["qwen2"])
+    prompts = [Prompt("short", "what")]
+    given = dict(tensors(folders["qwen2"]))
+    embed = "model.embed_tokens.weight"
+    with Checkpoint.open(folders["qwen2"]) as checkpoint:
+        words = checkpoint.read_tensor(embed)
+    other = words.clone()
+    other[200:] += 1  # words that no prompt has
+    for values in (words, other, words):
+        generator.set_weights([*given.items(), (embed, values)])
+        generator.responses(prompts, max_new_tokens=2)
+    generator.set_weights([*((n, t * 2) for n, t in given.items()), (embed, words)])
+    generator.set_weights([*given.items(), (embed, words)])  # there and back
+    generator.responses(prompts, max_new_tokens=2)
+    nothing = {n: t * float("nan") for n, t in given.items()}
+    for _ in range(2):
+        generator.set_weights([*nothing.items(), (embed, words)])
+        generator.responses(prompts, max_new_tokens=2)
+        nothing = {n: -t for n, t in nothing.items()}
+
+
+def test_a_swap_that_fails_half_way_is_forgotten(folders, images):
+    generator = Generator.load(folders["qwen2_vl"])
+    prompts = questions(images)
+    for factor in (1.0, 1.1):
+        generator.set_weights(tensors(folders["qwen2_vl"], factor))
+        generator.responses(prompts, max_new_tokens=2)
+    with pytest.raises(GenerationError, match="no parameter"):
+        generator.set_weights([*tensors(folders["qwen2_vl"], 2.0), ("none", torch.zeros(1))])
+    generator.set_weights(tensors(folders["qwen2_vl"], 1.2))
+    expected = Generator.load(folders["qwen2_vl"])
+    expected.set_weights(tensors(folders["qwen2_vl"], 1.2))
+    found = [g.responses(prompts, max_new_tokens=4) for g in (generator, expected)]
+    assert found[0] == found[1]
 
 
 def test_corrupt_image_is_named(generators, images, tmp_path):

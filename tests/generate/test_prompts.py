@@ -34,6 +34,22 @@ def test_reads_every_key_and_resolves_images_beside_the_file(tmp_path):
     ]
 
 
+def test_sounds_and_videos(tmp_path):
+    (tmp_path / "frames").mkdir()
+    for name in ("a.wav", "b.wav", "c.gif"):
+        (tmp_path / name).touch()
+    file = write(
+        tmp_path,
+        {"id": "1", "prompt": "x", "audio": "a.wav", "video": ["c.gif", "frames"]},
+        {"id": "2", "prompt": "x", "audio": ["a.wav", "b.wav"], "video": []},
+    )
+    a, b, c, frames = (tmp_path / name for name in ("a.wav", "b.wav", "c.gif", "frames"))
+    assert read_prompts(file) == [
+        Prompt("1", "x", audios=(a,), videos=(c, frames)),
+        Prompt("2", "x", audios=(a, b)),
+    ]
+
+
 def test_numbers_survive_as_they_are_written(tmp_path):
     file = write(tmp_path, '{"id": 7, "prompt": "How much?", "answer": 1.0}')
     assert read_prompts(file) == [Prompt("7", "How much?", answer="1.0")]
@@ -51,6 +67,10 @@ def test_numbers_survive_as_they_are_written(tmp_path):
         ('{"id": "1", "prompt": "x"}', "line 2: id '1' was used on line 1; give unique ids"),
         ('{"id": "2", "prompt": "x", "image": "no.png"}', "line 2: image 'no.png' is not a file"),
         ('{"id": "2", "prompt": "x", "image": {}}', "is not a path or a list of paths"),
+        ('{"id": "2", "prompt": "x", "image": "."}', "line 2: image '.' is not a file"),
+        ('{"id": "2", "prompt": "x", "audio": "no.wav"}', "line 2: audio 'no.wav' is not a file"),
+        ('{"id": "2", "prompt": "x", "video": ["a", null]}', 'video ["a", null] is not a path'),
+        ('{"id": "2", "prompt": "x", "video": "a"}', "video 'a' is not a file or a folder of fr"),
         ('{"id": "2", "prompt": ["x"]}', 'prompt ["x"] is not text'),
         ('{"id": "2", "prompt": "x", "answer": true}', "answer true is not text"),
     ],
@@ -107,7 +127,7 @@ def test_importing_the_rooms_loads_neither_torch_nor_transformers():
 import sys
 import omnimerge.generate, omnimerge.search
 from omnimerge.generate import Prompt, Response, read_prompts
-from omnimerge.search import CRITERIA, parse_grid, read_result, run_study, accuracy, select
-assert not {"torch", "transformers"} & set(sys.modules)
+from omnimerge.search import CRITERIA, accuracy, parse_grid, read_result, select
+assert not {"torch", "transformers", "datasets", "soundfile"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,6 @@
 """The whole search on a real, tiny pair: in memory it equals checkpoints on disk."""
 
+import itertools
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 from omnimerge.engine import build_plan, load_recipe, run_plan
 from omnimerge.errors import PromptError, RecipeError, SearchError
 from omnimerge.generate import Generator, read_prompts
-from omnimerge.search import read_result, run, search
+from omnimerge.search import executor, read_result, search
 from omnimerge.search.criteria import unanimity
 
 
@@ -40,12 +41,23 @@ def test_search_end_to_end(recipe, prompts, tmp_path, capfd):
     assert answers[0] != answers[3]
     assert [p.score for p in result.points] == unanimity(answers)
     best = min(p.score for p in result.points[1:3])
-    assert result.tie_set == tuple(p.alpha for p in result.points[1:3] if p.score == best)
+    assert result.tie_set == tuple(p.values for p in result.points[1:3] if p.score == best)
     assert result.selected == result.tie_set[0]
     assert all(p.accuracy == 0.0 for p in result.points)
     assert result.prompts.count == 8 and result.heldout.count == 12
     assert result.recipe["method"] == "adamms" and "torch" in result.versions
-    assert seen[-1] == (0.6, 80, 80)
+    assert [done for _, done, _ in seen] == list(range(1, 89))
+    assert seen[79] == ("0.6", 80, 80)
+    assert seen[-1] == (f"{result.alpha:g}", 88, 88)  # the chosen point, a second time
+    found = result.diagnostics
+    assert (found.noise.prompts, found.noise.differing) == (8, 0)  # deterministic on a CPU
+    assert found.points[0].like_target == 1.0  # alpha 0 is the target
+    assert all(p.like_donor is not None for p in found.points)
+    assert found.bootstrap.samples == 1000
+    assert result.cost["samples_answered"] == 88
+    chosen = load_recipe(out / "recipe.yaml")
+    assert chosen.parameters == {"alpha": result.alpha}
+    assert json.loads((out / "mapping.json").read_text())["mergeable"] is True
     assert read_result(out) == result
     assert capfd.readouterr() == ("", "")
 
@@ -64,11 +76,11 @@ def test_labels_do_not_reach_the_model_and_do_not_change_the_choice(
     asked = []
 
     class Watching(Generator):
-        def responses(self, prompts, **options):
+        def responses_iter(self, prompts, **options):
             asked.extend(prompts)
-            return super().responses(prompts, **options)
+            return super().responses_iter(prompts, **options)
 
-    monkeypatch.setattr(run, "Generator", Watching)
+    monkeypatch.setattr(executor, "Generator", Watching)
     with_labels = search(recipe, prompts, tmp_path / "a", heldout=prompts, **OPTIONS)
     assert asked
     assert all(prompt.answer is None for prompt in asked)
@@ -95,10 +107,12 @@ def test_a_rerun_evaluates_nothing_and_another_criterion_reuses_the_answers(
 ):
     out = tmp_path / "out"
     first = search(recipe, prompts, out, **OPTIONS)
-    monkeypatch.setattr(run, "Generator", NoGenerator)
+    monkeypatch.setattr(executor, "Generator", NoGenerator)
     again = search(recipe, prompts, out, **OPTIONS)
-    assert again.model_copy(update={"elapsed_s": 0}) == first.model_copy(update={"elapsed_s": 0})
-    assert search(recipe, prompts, out, criterion="backward", **OPTIONS).criterion == "backward"
+    same = {"elapsed_s": 0, "cost": {}}
+    assert again.model_copy(update=same) == first.model_copy(update=same)
+    other = {**OPTIONS, "criterion": "backward", "checks": False}
+    assert search(recipe, prompts, out, **other).criterion == "backward"
     with pytest.raises(AssertionError):  # a finer grid does need the model
         search(recipe, prompts, out, **{**OPTIONS, "grid": "0:0.6:0.1"})
 
@@ -130,14 +144,24 @@ def test_other_weights_in_the_same_place_are_noticed(pair, prompts, tmp_path):
 
 
 def test_mistakes_are_refused_before_a_model_is_loaded(recipe, prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "Generator", NoGenerator)
+    monkeypatch.setattr(executor, "Generator", NoGenerator)
 
     def attempt(source=recipe, file=prompts, **options):
         search(source, file, tmp_path / "out", **{**OPTIONS, **options})
 
     linear = {"method": "linear", "models": recipe["models"] * 2}
-    with pytest.raises(SearchError, match="at least 3 points"):
+    with pytest.raises(SearchError, match="at least three values"):
         attempt(grid="0,0.5")
+    with pytest.raises(SearchError, match="unknown distance"):
+        attempt(distance="exactly")
+    with pytest.raises(SearchError, match="shares are of several donors"):
+        attempt(shares="0:0.6:0.2")
+    with pytest.raises(SearchError, match="refine works on one axis"):
+        attempt(grid=["0:0.6:0.2", "alpha@layers:0=0:0.6:0.2"], refine=1)
+    with pytest.raises(SearchError, match="unknown executor 'cluster'"):
+        attempt(executor="cluster")
+    with pytest.raises(RecipeError, match="fits no tensor"):
+        attempt(grid="alpha@layers:7-9=0:0.6:0.2")
     with pytest.raises(SearchError, match="unknown criterion"):
         attempt(criterion="best")
     with pytest.raises((SearchError, RecipeError), match="alpha"):
@@ -161,3 +185,93 @@ def test_a_damaged_result_is_named(tmp_path):
     (tmp_path / "search.json").write_text('{"selectd": 1}')
     with pytest.raises(SearchError, match="is no search result"):
         read_result(tmp_path / "search.json")
+
+
+def test_refinement_halves_the_step_around_the_best(recipe, prompts, tmp_path):
+    out = tmp_path / "out"
+    coarse = search(recipe, prompts, out, **OPTIONS)
+    fine = search(recipe, prompts, out, refine=1, **OPTIONS)
+    assert len(fine.points) == 6 and fine.per_step
+    added = {p.alpha for p in fine.points} - {p.alpha for p in coarse.points}
+    assert added == {round(coarse.alpha - 0.1, 12), round(coarse.alpha + 0.1, 12)}
+    answers = texts(fine, out)
+    # Divided by the step: by hand, for every interior point.
+    points = [p.alpha for p in fine.points]
+    smallest = min(b - a for a, b in itertools.pairwise(points))
+    for i in range(1, 5):
+        expected = sum(
+            max(
+                (here.lower() != before.lower()) * smallest / (points[i] - points[i - 1]),
+                (here.lower() != after.lower()) * smallest / (points[i + 1] - points[i]),
+            )
+            for before, here, after in zip(*answers[i - 1 : i + 2], strict=True)
+        )
+        assert fine.points[i].score == pytest.approx(expected)
+
+
+def test_two_axes_of_which_one_is_a_layer_range(recipe, prompts, tmp_path):
+    axes = ["alpha=0:0.4:0.2", "alpha@layers:1=0:0.4:0.2"]
+    options = {**OPTIONS, "grid": axes, "sample": 4}
+    result = search(recipe, prompts, tmp_path / "out", **options)
+    assert len(result.points) == 9
+    assert [p.values for p in result.points if p.score is not None] == [
+        {"alpha": 0.2, "alpha@layers:1": 0.2}
+    ]
+    assert result.selected == {"alpha": 0.2, "alpha@layers:1": 0.2}
+    chosen = load_recipe(tmp_path / "out" / "recipe.yaml")
+    assert chosen.overrides[0].match.layers == "1"
+    assert chosen.overrides[0].parameters == {"alpha": 0.2}
+    # The written recipe merges to what was asked: its answers are those of that point.
+    run_plan(build_plan(chosen), tmp_path / "merged")
+    asked = read_prompts(prompts)
+    expected = Generator.load(tmp_path / "merged").responses(asked, max_new_tokens=4)
+    by_id = {r.id: r.text for r in expected}
+    (file,) = [p.responses for p in result.points if p.values == result.selected]
+    for line in (tmp_path / "out" / file).read_text().splitlines():
+        row = json.loads(line)
+        assert row["response"] == by_id[row["id"]]
+
+
+def test_shares_of_two_donors(pair, prompts, tmp_path):
+    target, donor = pair
+    recipe = {"method": "adamms", "target": str(target), "models": [str(donor), str(target)]}
+    result = search(recipe, prompts, tmp_path / "out", shares="0:0.6:0.2", **{
+        **OPTIONS, "sample": 4, "checks": False})  # fmt: skip
+    assert len(result.points) == 10 and result.selected == {"alpha.1": 0.2, "alpha.2": 0.2}
+    chosen = load_recipe(tmp_path / "out" / "recipe.yaml")
+    assert chosen.parameters == {"alpha": 0.4, "weights": [0.2, 0.2]}
+
+
+def test_trials_try_some_points_and_go_on_where_they_were(recipe, prompts, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    options = {**OPTIONS, "grid": "0:0.6:0.05", "sample": 4, "trials": 3, "checks": False}
+    first = search(recipe, prompts, tmp_path / "out", **options)
+    assert 3 <= len(first.points) < 13
+    assert {p.score is None for p in first.points} == {True, False}
+    monkeypatch.setattr(executor, "Generator", NoGenerator)
+    again = search(recipe, prompts, tmp_path / "out", **options)
+    assert again.points == first.points and again.selected == first.selected
+
+
+def test_tokens_follow_one_answer_at_every_point(recipe, prompts, tmp_path):
+    result = search(recipe, prompts, tmp_path / "out", distance="tokens", **OPTIONS)
+    rows = [
+        [json.loads(x)["tokens"] for x in (tmp_path / "out" / p.responses).read_text().splitlines()]
+        for p in result.points
+    ]
+    assert all(len(a) == len(b) for a, b in zip(rows[0], rows[3], strict=True))
+    reference = (tmp_path / "out" / "checks" / "reference.jsonl").read_text().splitlines()
+    given = [json.loads(line)["tokens"] for line in reference]
+    # At the first point the model's own next tokens are the answer that it follows.
+    assert all(own[: len(own) - 1] == answer for own, answer in zip(rows[0], given, strict=True))
+    assert result.points[1].score is not None
+
+
+def test_the_donor_that_cannot_answer_is_a_note(recipe, prompts, tmp_path):
+    silent = shutil.copytree(recipe["models"][0], tmp_path / "silent")
+    for name in ("chat_template.jinja", "processor_config.json", "preprocessor_config.json"):
+        (silent / name).unlink(missing_ok=True)
+    result = search({**recipe, "models": [str(silent)]}, prompts, tmp_path / "out", **OPTIONS)
+    (note,) = result.diagnostics.notes
+    assert note.startswith("the donor alone was not asked")
+    assert all(p.like_donor is None for p in result.diagnostics.points)

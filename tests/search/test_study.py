@@ -6,8 +6,12 @@ import pytest
 
 from omnimerge.errors import SearchError
 from omnimerge.generate import Prompt, Response
-from omnimerge.search import Study, accuracy, run_study
-from omnimerge.search.diagnostics import diagnose
+from omnimerge.search import Study, accuracy
+from omnimerge.search.guards import diagnose, noise_floor, resampled
+from omnimerge.search.scoring import Scoring
+from omnimerge.search.session import Session
+from omnimerge.search.space import Space
+from omnimerge.search.store import AnswerStore
 
 POINTS = (0.0, 0.1, 0.2, 0.125 + 0.1)
 SETTINGS = {"recipe": {"method": "adamms"}, "max_new_tokens": 8}
@@ -16,26 +20,49 @@ SETTINGS = {"recipe": {"method": "adamms"}, "max_new_tokens": 8}
 class Evaluator:
     """Answers every prompt with the point; stops like a killed process at `dies_at`."""
 
-    def __init__(self, ids=("a", "b"), dies_at=None):
-        self.ids, self.dies_at, self.asked = ids, dies_at, []
+    def __init__(self, ids=("a", "b"), dies_at=None, after=0):
+        self.ids, self.dies_at, self.after = ids, dies_at, after
+        self.asked, self.drafts = [], {}
 
-    def __call__(self, point):
-        self.asked.append(point)
-        if point == self.dies_at:
-            raise KeyboardInterrupt
-        return [Response(i, f"{i}\u2028{point}", (1, 2)) for i in self.ids]
+    def run(self, tasks):
+        for task in tasks:
+            (point,) = task.point
+            self.asked.append(point)
+            self.drafts[point] = [draft.text for draft in task.drafts]
+            for number, prompt in enumerate(task.prompts):
+                if point == self.dies_at and number == self.after:
+                    raise KeyboardInterrupt
+                yield task, [(number, Response(prompt.id, f"{prompt.id}\u2028{point}", (1, 2)))]
+
+    def close(self):
+        pass
 
 
-def run(folder, evaluate, settings=SETTINGS, points=POINTS, **options):
-    return run_study(points, evaluate, folder, settings, ids=evaluate.ids, **options)
+def run(folder, evaluate, settings=SETTINGS, points=POINTS, ids=None, **options):
+    ids = ids or evaluate.ids
+    space = Space.of([",".join(map(str, points))])
+    with Study(folder, settings, ids, **options) as study:
+        session = Session(
+            folder,
+            evaluate,
+            Scoring.of("unanimity", "exact", None),
+            [Prompt(i, "?") for i in ids],
+            [],
+            study.store,
+            AnswerStore(folder / "heldout", []),
+            None,
+        )
+        session.evaluate(space, refine=0, trials=None, seed=0)
+    return [session.answers[point] for point in space.points]
 
 
 def test_points_are_answered_in_order_into_files(tmp_path):
-    evaluate, seen = Evaluator(), []
-    answers = run(tmp_path / "s", evaluate, on_point=lambda *event: seen.append(event))
+    evaluate = Evaluator()
+    answers = run(tmp_path / "s", evaluate)
 
     assert evaluate.asked == list(POINTS)
-    assert seen == [(point, True) for point in POINTS]
+    assert evaluate.drafts[0.0] == []  # the first has no neighbour yet
+    assert evaluate.drafts[0.2] == ["a\u20280.1", "b\u20280.1"]
     assert answers[1] == [Response("a", "a\u20280.1", (1, 2)), Response("b", "b\u20280.1", (1, 2))]
     assert sorted(f.name for f in (tmp_path / "s" / "responses").iterdir()) == [
         "alpha_0.00.jsonl", "alpha_0.10.jsonl", "alpha_0.20.jsonl", "alpha_0.225.jsonl",
@@ -47,12 +74,30 @@ def test_points_are_answered_in_order_into_files(tmp_path):
 def test_after_a_kill_only_the_rest_is_evaluated(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Evaluator(dies_at=0.2))
-    again, seen = Evaluator(), []
-    resumed = run(tmp_path, again, on_point=lambda *event: seen.append(event))
+    again = Evaluator()
+    resumed = run(tmp_path, again)
 
     assert again.asked == [0.2, 0.225]
-    assert seen == [(0.0, False), (0.1, False), (0.2, True), (0.225, True)]
     assert resumed == run(tmp_path / "fresh", Evaluator())
+
+
+def test_after_a_kill_in_a_point_its_first_answers_are_kept(tmp_path):
+    class Counting(Evaluator):
+        def run(self, tasks):
+            for task, answers in super().run(tasks):
+                self.asked += [(task.point, response.id) for _, response in answers]
+                yield task, answers
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Counting(dies_at=0.1, after=1))
+    with (tmp_path / "responses" / ".alpha_0.10.jsonl.begun").open("a") as file:
+        file.write('{"id": "b", "respon')  # cut off by the kill
+    again = Counting()
+    resumed = run(tmp_path, again)
+    asked = [each for each in again.asked if isinstance(each, tuple)]
+    assert asked == [((0.1,), "b"), *(((p,), i) for p in (0.2, 0.225) for i in "ab")]
+    assert resumed == run(tmp_path / "fresh", Evaluator())
+    assert not list((tmp_path / "responses").glob(".*"))
 
 
 def test_a_finer_grid_reuses_the_points_that_are_there(tmp_path):
@@ -102,8 +147,9 @@ def test_two_searches_into_one_folder(tmp_path):
 
 
 def test_answers_must_match_the_prompts(tmp_path):
-    with pytest.raises(SearchError, match="do not match the 3 prompts"):
-        run_study((0.0,), Evaluator(), tmp_path, SETTINGS, ids=("a", "b", "c"))
+    store = AnswerStore(tmp_path, ["a", "b", "c"])
+    with pytest.raises(SearchError, match=r"2 answers at alpha_0.10 do not match the 3 prompts"):
+        store.write("alpha_0.10", [Response("a", ""), Response("b", "")])
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -125,9 +171,48 @@ def texts(*rows):
     return [[Response(str(i), t, (1,) * len(t)) for i, t in enumerate(row)] for row in rows]
 
 
+def at(*values):
+    return [{"alpha": value} for value in values]
+
+
+def test_agreement_with_the_parents():
+    answers = texts(["a", "b"], ["A", "c"], ["x", "c"])
+    target, donor = texts(["a", "b"], ["x", "c"])
+    found = diagnose(at(0.0, 0.1, 0.2), answers, (None, 1.0, None), target=target, donor=donor)
+    assert [p.like_target for p in found.points] == [1.0, 0.5, 0.0]
+    assert [p.like_donor for p in found.points] == [0.0, 0.5, 1.0]
+
+
+def test_the_noise_floor_is_compared_with_the_scores():
+    (once,) = texts(["a", "b", "c", "d"])
+    (again,) = texts(["A", "x", "y", "d"])
+    noise = noise_floor({"alpha": 0.1}, once, again)
+    assert (noise.prompts, noise.differing) == (4, 2)
+    answers = texts(["a", "b", "c", "d"], ["a", "b", "c", "e"], ["a", "q", "c", "e"])
+    loud = diagnose(at(0.0, 0.1, 0.2), answers, (None, 1.0, 2.0), noise=noise)
+    assert any("2 of 4 answers differ when nothing" in warning for warning in loud.warnings)
+    calm = diagnose(at(0.0, 0.1, 0.2), answers, (None, 0.0, 4.0), noise=noise)
+    assert not any("nothing but chance" in warning for warning in calm.warnings)
+
+
+def test_the_bootstrap_of_a_clear_choice_and_of_a_tie():
+    def score(answers):  # how many answers are not "x", at each point
+        return [float(sum(a != "x" for a in here)) for here in answers]
+
+    clear = resampled(at(0.1, 0.2, 0.3), [["y"] * 20, ["x"] * 20, ["y"] * 20], score)
+    assert clear.same == 1.0 and clear.interval == {"alpha": (0.2, 0.2)}
+    halves = [["x"] * 10 + ["y"] * 10, ["y"] * 10 + ["x"] * 10]
+    open_ = resampled(at(0.1, 0.2), halves, score, samples=4000)
+    # Ties go to the first, which is chosen by all of the 20 prompts together.
+    assert 0.5 < open_.same < 0.65 and open_.interval == {"alpha": (0.1, 0.2)}
+    again = resampled(at(0.1, 0.2), halves, score, samples=4000)
+    assert open_ == again
+    assert resampled(at(0.1), [["x"]], lambda answers: [None]) is None
+
+
 def test_diagnostics_count_what_they_say():
     answers = texts(["a", "bb"], ["A", ""], ["a", "c"])
-    found = diagnose((0.0, 0.1, 0.2), answers, (None, 1.0, None))
+    found = diagnose(at(0.0, 0.1, 0.2), answers, (None, 1.0, None))
     # prompt 1 never changes (case aside), prompt 2 does; at 0.1 half of the answers are empty
     assert found.changed_prompts == 1
     assert [p.distinct_rate for p in found.points] == [1.0, 1.0, 1.0]
@@ -151,7 +236,7 @@ def test_diagnostics_count_what_they_say():
     ],
 )
 def test_warnings(rows, scores, expected):
-    points = tuple(i / 10 for i in range(len(rows)))
+    points = at(*(i / 10 for i in range(len(rows))))
     warnings = diagnose(points, texts(*rows), scores).warnings
     assert len(warnings) == len(expected)
     assert all(part in warning for part, warning in zip(expected, warnings, strict=True))

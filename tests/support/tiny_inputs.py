@@ -90,11 +90,6 @@ def _mistral3() -> Inputs:
     return {**_picture(1, 3, 28, 28)(), "image_sizes": sizes}
 
 
-def _emu3() -> Inputs:
-    sizes = torch.tensor([[8, 8]] * len(LENGTHS))
-    return {**_picture(64, 3, 8, 8)(), "image_sizes": sizes}
-
-
 MAKERS: dict[str, Callable[[], Inputs]] = {
     "qwen2_vl": _patches,
     "qwen2_5_vl": _patches,
@@ -117,7 +112,7 @@ MAKERS: dict[str, Callable[[], Inputs]] = {
     "mllama": _mllama,
     "qwen2_audio": _qwen2_audio,
     "fuyu": _picture(1, 1, 12),
-    "emu3": _emu3,
+    "chameleon": _picture(64, 3, 8, 8),
     "blip-2": _picture(2, 3, 28, 28),
 }
 

@@ -49,7 +49,7 @@ def command(out: Path) -> None:
     )  # fmt: skip
     result = read_result(out / "search")
     _run(
-        shown, "merge", recipe, "--param", f"alpha={result.selected:g}",
+        shown, "merge", recipe, "--param", f"alpha={result.alpha:g}",
         "-o", out / "merged", "--overwrite",
     )  # fmt: skip
 
@@ -57,7 +57,7 @@ def command(out: Path) -> None:
     scores = {
         "target alone": demo.score(Path(target), heldout),
         "donor alone": demo.score(Path(donor), heldout),
-        f"merged, alpha {result.selected:g}": demo.score(out / "merged", heldout),
+        f"merged, alpha {result.alpha:g}": demo.score(out / "merged", heldout),
     }
     rows = [
         [group, len(kinds), *(f"{found[group]:.3f}" for found in scores.values())]
@@ -67,7 +67,7 @@ def command(out: Path) -> None:
     accuracies = {point.alpha: point.accuracy or 0.0 for point in result.points}
     best = max(accuracies, key=lambda alpha: (accuracies[alpha], -alpha))
     click.echo(
-        f"chosen without labels: alpha {result.selected:g} ({accuracies[result.selected]:.3f}); "
+        f"chosen without labels: alpha {result.alpha:g} ({accuracies[result.alpha]:.3f}); "
         f"best possible choice: alpha {best:g} ({accuracies[best]:.3f})"
     )
     click.echo(f"report: {out / 'search' / 'report.html'}")

@@ -13,6 +13,7 @@ import click
 from omnimerge.cli._console import (
     force_option,
     json_option,
+    parse_pairs,
     print_json,
     recipe_from,
     recipe_options,
@@ -22,6 +23,19 @@ from omnimerge.cli._console import (
 if TYPE_CHECKING:
     from omnimerge.search import SearchResult
 
+RECIPE_KEYS = (
+    "method",
+    "target",
+    "base",
+    "models",
+    "adapters",
+    "select",
+    "vocabulary",
+    "branches",
+    "layouts",
+    "dtype",
+    "max_shard_size",
+)
 _EPILOG = """\b
 Example:
   omnimerge search recipe.yaml --prompts prompts.jsonl -o search/
@@ -32,13 +46,46 @@ A line of prompts.jsonl; paths are relative to the file:
 """
 
 
+def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which coefficients are tried.
+
+    Args:
+        command: the click callback.
+
+    Returns:
+        The callback with the options.
+    """
+    for option in reversed(_SPACE_OPTIONS):
+        command = option(command)
+    return command
+
+
+_SPACE_OPTIONS = (
+    click.option(
+        "--grid",
+        multiple=True,
+        default=("0:0.6:0.1",),
+        show_default=True,
+        help="start:stop:step, or 0,0.2,1; for another keyword density=0.2,0.5; for some tensors "
+        "alpha@layers:0-13=0:0.6:0.2. Repeat it for more axes.",
+    ),
+    click.option("--shares", metavar="GRID", help="Search the share of each of several donors."),
+    click.option("--parameter", default="alpha", show_default=True, help="Keyword of --grid."),
+)
+
+
 @click.command("search", epilog=_EPILOG)
 @recipe_options
+@space_options
 @click.option(
     "--prompts", required=True, type=click.Path(path_type=Path), help="Prompts without labels."
 )
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Result folder.")
-@click.option("--grid", default="0:0.6:0.1", show_default=True, help="start:stop:step, or 0,0.2,1.")
+@click.option("--refine", default=0, type=click.IntRange(0), help="Halve the step around the best.")
+@click.option("--trials", type=click.IntRange(1), help="Try so many points, chosen by Optuna.")
+@click.option(
+    "--preset", type=click.Choice(["adamms", "adamms-qwen"]), help="Settings as published."
+)
 @click.option(
     "--sample", default=100, show_default=True, type=click.IntRange(1), help="Prompts to draw."
 )
@@ -48,36 +95,43 @@ A line of prompts.jsonl; paths are relative to the file:
     show_default=True,
     type=click.Choice(["unanimity", "pairwise", "backward"]),
 )
+@click.option(
+    "--distance",
+    default="exact",
+    show_default=True,
+    help="How answers are compared: exact, normalized, edit, embedding:PATH, or tokens.",
+)
+@click.option(
+    "--per-step/--plain",
+    "per_step",
+    default=None,
+    help="Divide distances by the step; default: where steps are not equal.",
+)
 @click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(1))
-@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1))
-@click.option("--parameter", default="alpha", show_default=True, help="Keyword to search.")
+@click.option("--batch-size", type=click.IntRange(1), help="Default: found from memory.")
 @click.option(
     "--heldout",
     type=click.Path(path_type=Path),
     help="Labelled prompts whose accuracy is shown beside; the choice never sees them.",
 )
+@click.option("--column", "columns", multiple=True, metavar="KEY=COLUMN", help="Of a data set.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--executor", default="local", show_default=True, type=click.Choice(["local", "ray"]))
+@click.option("--checks/--no-checks", default=True, help="Noise floor, and the parents alone.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that the target holds.")
 @click.option("--seed", default=0, show_default=True, help="Of the draw of prompts.")
 @click.option("--overwrite", is_flag=True, help="Throw away answers found in the folder.")
 @force_option
 @json_option
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     recipe: str | None,
-    method: str | None,
-    target: str | None,
-    base: str | None,
-    models: tuple[str, ...],
-    adapters: tuple[str, ...],
     parameters: tuple[str, ...],
-    select: str | None,
-    vocabulary: str | None,
-    branches: tuple[str, ...],
-    layouts: tuple[str, ...],
-    dtype: str | None,
-    max_shard_size: str | None,
     as_json: bool,
-    parameter: str,
-    grid: str,
+    preset: str | None,
+    columns: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Find the merging coefficient without labels, in memory; no checkpoint is written.
@@ -86,31 +140,40 @@ def command(
     least against its neighbours is chosen. A run that was stopped goes on where it was.
     """
     from omnimerge.report import write_search_report
-    from omnimerge.search import parse_grid, search
+    from omnimerge.search import search
+    from omnimerge.search.space import Space
 
-    keys = {
-        "method": method,
-        "target": target,
-        "base": base,
-        "models": models,
-        "adapters": adapters,
-        "select": select,
-        "vocabulary": vocabulary,
-        "branches": branches,
-        "layouts": layouts,
-        "dtype": dtype,
-        "max_shard_size": max_shard_size,
-    }
-    start = parse_grid(grid)[0]
-    parsed = recipe_from(recipe, keys, parameters, defaults={parameter: start})
-    with _progress(parameter) as on_progress:
-        result = search(parsed, grid=grid, parameter=parameter, on_progress=on_progress, **options)
+    keys = {key: options.pop(key) for key in RECIPE_KEYS}
+    if preset:
+        _apply_preset(context, preset, options)
+    axes = Space.of(list(options["grid"]), options["parameter"]).axes
+    if options["shares"]:
+        axes = Space.of([options["shares"]]).axes
+    first = {axis.keyword: axis.values[0] for axis in axes}
+    parsed = recipe_from(recipe, keys, parameters, defaults=first)
+    with _progress() as on_progress:
+        result = search(
+            parsed,
+            columns=parse_pairs(columns, "--column") or None,
+            on_progress=on_progress,
+            **options,
+        )
     report = write_search_report(options["out"])
     if as_json:
         print_json(result.model_dump(mode="json"))
         return
     print_search(result)
+    click.echo(f"recipe with the choice: {options['out'] / 'recipe.yaml'}")
     click.echo(f"report: {report}")
+
+
+def _apply_preset(context: click.Context, name: str, options: dict[str, Any]) -> None:
+    """Published settings, for whatever the command line does not say."""
+    from omnimerge.search.criteria import PRESETS
+
+    for key, value in PRESETS[name].items():
+        if context.get_parameter_source(key) is click.core.ParameterSource.DEFAULT:
+            options[key] = (value,) if key == "grid" else value
 
 
 def print_search(result: SearchResult) -> None:
@@ -120,18 +183,22 @@ def print_search(result: SearchResult) -> None:
         result: what the search found.
     """
     labelled = result.heldout is not None
-    headers = [result.parameter, result.criterion, *(["accuracy"] if labelled else []), ""]
+    names = [axis.name for axis in result.axes]
+    headers = [*names, result.criterion, *(["accuracy"] if labelled else []), ""]
     rows = []
     for point in result.points:
-        mark = "<- chosen" if point.alpha == result.selected else ""
+        mark = "<- chosen" if point.values == result.selected else ""
         score = "-" if point.score is None else f"{point.score:g}"
         shown = [f"{point.accuracy:.3f}"] if labelled and point.accuracy is not None else []
-        rows.append([f"{point.alpha:g}", score, *shown, mark])
-    table(headers, rows, "rrr" if labelled else "rr")
+        rows.append([*(f"{point.values[name]:g}" for name in names), score, *shown, mark])
+    table(headers, rows, "r" * (len(names) + 1 + labelled))
+    chosen = result.label if len(names) > 1 else f"{names[0]} {result.label}"
+    compared = "" if result.distance == "exact" else f" with {result.distance} distance"
     click.echo(
-        f"chosen: {result.parameter} {result.selected:g}, by {result.criterion} on "
-        f"{result.prompts.count} prompts without labels"
+        f"chosen: {chosen}, by {result.criterion}{compared} on {result.prompts.count} prompts "
+        "without labels"
     )
+    _print_checks(result)
     if labelled and result.heldout:
         click.echo(
             f"accuracy: on {result.heldout.count} labelled prompts, shown only; "
@@ -141,8 +208,27 @@ def print_search(result: SearchResult) -> None:
         click.echo(f"warning: {warning}")
 
 
+def _print_checks(result: SearchResult) -> None:
+    found = result.diagnostics
+    if found.bootstrap:
+        spans = ", ".join(
+            f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            for low, high in found.bootstrap.interval.values()
+        )
+        click.echo(
+            f"resampling the prompts: {found.bootstrap.same:.0%} choose the same, 95 % {spans}"
+        )
+    if found.noise:
+        click.echo(
+            f"noise floor: {found.noise.differing} of {found.noise.prompts} answers differ when "
+            "the chosen point is answered twice"
+        )
+    for note in found.notes:
+        click.echo(f"note: {note}")
+
+
 @contextmanager
-def _progress(parameter: str) -> Iterator[Callable[[float, int, int], None] | None]:
+def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
@@ -154,5 +240,5 @@ def _progress(parameter: str) -> Iterator[Callable[[float, int, int], None] | No
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("loading", total=None)
         yield lambda point, done, total: progress.update(
-            task, description=f"{parameter} {point:g}", completed=done, total=total
+            task, description=point, completed=done, total=total
         )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from omnimerge.errors import GenerationError
-from omnimerge.generate.batching import batches
+from omnimerge.generate.answering import Answered, Answering
+from omnimerge.generate.canary import Canary
 from omnimerge.generate.loading import LoadedModel, load_model
-from omnimerge.generate.processor import InputProcessor, open_image
+from omnimerge.generate.memory import CACHE_BYTES, ByteStore
+from omnimerge.generate.processor import InputProcessor
 from omnimerge.generate.quiet import quiet
-from omnimerge.generate.response import Response
+from omnimerge.generate.response import GenerationStats, Response
 from omnimerge.generate.weights import WeightSlots
 
 if TYPE_CHECKING:
@@ -32,22 +31,38 @@ class Generator:
     of the checkpoint's generation_config.json are not used: a penalty also counts padding, so that
     an answer would depend on the batch it is in. The tokens that end an answer are.
 
+    The same prompts are answered faster after `set_weights`: what does not depend on the weights
+    that changed is not computed again, and drafts are verified instead of decoded. Neither changes
+    an answer, except where two tokens are equally probable up to rounding.
+
     Args:
         folder: the checkpoint's folder.
         loaded: the transformers model, as `load_model` gives it.
         processor: what turns prompts into its inputs.
+        cache_bytes: the most bytes of the host's memory for inputs and features; 0 for none.
+
+    Attributes:
+        stats: what was done since the model was loaded.
     """
 
-    def __init__(self, folder: Path, loaded: LoadedModel, processor: InputProcessor) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        loaded: LoadedModel,
+        processor: InputProcessor,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         self.folder = folder
         self.model = loaded.model
         self.processor = processor
+        self.stats = GenerationStats()
         self._prefix = loaded.prefix
         self._slots: WeightSlots | None = None
-        self._pixels: dict[Path, int] = {}
-        self._stops = _stop_tokens(self.model, processor.tokenizer)
-        self._accepted = _accepted_inputs(self.model)
-        self._plain_greedy()
+        self._store = ByteStore(cache_bytes)
+        self._answering = Answering(self.model, processor, self._store, self.stats)
+        self._canary = Canary.of(self.model)
+        self._canary_prompt: Prompt | None = None
 
     @classmethod
     def load(
@@ -57,6 +72,7 @@ class Generator:
         device: str = "cpu",
         dtype: str = "auto",
         trust_remote_code: bool = False,
+        cache_bytes: int = CACHE_BYTES,
     ) -> Generator:
         """Load model and processor of a checkpoint folder.
 
@@ -66,6 +82,8 @@ class Generator:
             dtype: ``auto`` (float32 on a CPU, the checkpoint's dtype elsewhere), ``float32``,
                 ``bfloat16`` or ``float16``.
             trust_remote_code: whether Python code in the folder may run.
+            cache_bytes: the most bytes of the host's memory that are used to keep inputs and
+                features for the next point; 0 for none.
 
         Returns:
             The generator.
@@ -81,51 +99,101 @@ class Generator:
             processor = InputProcessor.load(
                 folder, multimodal=loaded.multimodal, trust_remote_code=trust_remote_code
             )
-            return cls(folder, loaded, processor)
+            return cls(folder, loaded, processor, cache_bytes=cache_bytes)
 
     def responses(
         self,
         prompts: Sequence[Prompt],
         *,
         max_new_tokens: int = 32,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         on_progress: Progress | None = None,
+        drafts: Sequence[Response] | None = None,
     ) -> list[Response]:
         """Answer prompts.
 
         Args:
             prompts: the prompts; their `answer` is not looked at.
             max_new_tokens: the most tokens of an answer, at least 1.
-            batch_size: the most prompts in one batch, at least 1. Answers do not depend on it,
+            batch_size: the most prompts in one batch, at least 1; None for as many as seems right.
+                A batch that does not fit into memory is halved. Answers do not depend on it,
                 except where two tokens are equally probable up to rounding.
             on_progress: called with (answered, all) after every batch.
+            drafts: answers to the same prompts that are likely to be right, such as those at a
+                neighbouring point. They are verified where that is faster than decoding.
 
         Returns:
             One response per prompt, in the order of `prompts`.
 
         Raises:
             PromptError: if an image cannot be decoded.
-            GenerationError: if the model cannot take the prompts.
+            GenerationError: if the model cannot take the prompts, one of them does not fit into
+                memory by itself, or the model computes with other weights than it was given.
         """
-        if max_new_tokens < 1 or batch_size < 1:
-            raise GenerationError(
-                f"max_new_tokens {max_new_tokens} and batch_size {batch_size} must be at least 1"
-            )
         answered: dict[int, Response] = {}
-        with quiet():
-            texts = [self.processor.render(prompt) for prompt in prompts]
-            sizes = [self._size(p, text) for p, text in zip(prompts, texts, strict=True)]
-            for batch in batches(sizes, batch_size):
-                inputs = self.processor.encode(
-                    [prompts[i] for i in batch], [texts[i] for i in batch]
-                )
-                generated = self._generate(inputs, max_new_tokens)
-                for position, tokens in zip(batch, generated, strict=True):
-                    text = self.processor.decode(tokens)
-                    answered[position] = Response(prompts[position].id, text, tuple(tokens))
-                if on_progress is not None:
-                    on_progress(len(answered), len(prompts))
+        for found in self._answer(prompts, max_new_tokens, batch_size, drafts):
+            answered.update(found)
+            if on_progress is not None:
+                on_progress(len(answered), len(prompts))
         return [answered[position] for position in range(len(prompts))]
+
+    def responses_iter(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int = 32,
+        batch_size: int | None = None,
+        drafts: Sequence[Response] | None = None,
+    ) -> Iterator[tuple[int, Response]]:
+        """Answer prompts, giving each answer as soon as it is there; see `responses`.
+
+        Args:
+            prompts: the prompts.
+            max_new_tokens: the most tokens of an answer, at least 1.
+            batch_size: the most prompts in one batch, or None.
+            drafts: answers that are likely to be right, or None.
+
+        Yields:
+            A position in `prompts` and its answer; each position once, in any order.
+
+        Raises:
+            PromptError: if an image cannot be decoded.
+            GenerationError: see `responses`.
+        """
+        for found in self._answer(prompts, max_new_tokens, batch_size, drafts):
+            yield from found
+
+    def teacher_forced(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Response],
+        *,
+        batch_size: int | None = None,
+    ) -> list[tuple[int, ...]]:
+        """Follow answers, and return what the model itself would say at each of their tokens.
+
+        Nothing is decoded: the answers are fed at once.
+
+        Args:
+            prompts: the prompts.
+            answers: the answer to follow, per prompt. Only its tokens are looked at.
+            batch_size: the most prompts in one batch, or None.
+
+        Returns:
+            Per prompt the most probable token in place of each token of the answer, and after the
+            last: one more than the answer has.
+
+        Raises:
+            PromptError: if an image cannot be decoded.
+            GenerationError: see `responses`; also if the model's architecture does not allow it.
+        """
+        _check_pairs(prompts, answers)
+        self._check_weights(prompts)
+
+        found: dict[int, tuple[int, ...]] = {}
+        for batch, choices in self._answering.followed(prompts, batch_size, answers):
+            found.update(zip(batch, choices, strict=True))
+        return [found[position] for position in range(len(prompts))]
 
     def set_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Put tensors into the model, in place.
@@ -140,56 +208,52 @@ class Generator:
                 parameters does not hold what was given.
             LayoutError: if the checkpoint's names cannot be matched to the model's.
         """
+        state = self.model.state_dict()
         if self._slots is None:
-            self._slots = WeightSlots(self.folder, self.model.state_dict(), self._prefix)
-        self._slots.fill(tensors)
+            self._slots = WeightSlots(self.folder, state, self._prefix)
+        try:
+            change = self._slots.fill(tensors)
+        except BaseException:  # nobody knows what it holds now
+            self._answering.memo.forget()
+            self._canary.forget()
+            raise
+        self._answering.memo.changed(change.given, state)
+        self._canary.changed(change.changed)
+        self._store.next_point()
 
-    @torch.inference_mode()
-    def _generate(self, inputs: Any, max_new_tokens: int) -> list[list[int]]:
-        """New tokens of each row, cut before the token that ends the answer."""
-        inputs = inputs.to(self.model.device)
-        for name, value in inputs.items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                inputs[name] = value.to(self.model.dtype)
-        given = {name: value for name, value in inputs.items() if name in self._accepted}
-        output = self.model.generate(**given, max_new_tokens=max_new_tokens)
-        seen = 0 if self.model.config.is_encoder_decoder else given["input_ids"].shape[1]
-        return [self._until_stop(row[seen:].tolist()) for row in output]
+    def _answer(
+        self,
+        prompts: Sequence[Prompt],
+        longest: int,
+        batch_size: int | None,
+        drafts: Sequence[Response] | None,
+    ) -> Iterator[Answered]:
+        """The answers, batch by batch."""
+        if longest < 1 or (batch_size is not None and batch_size < 1):
+            raise GenerationError(
+                f"max_new_tokens {longest} and batch_size {batch_size} must be at least 1"
+            )
+        if drafts is not None:
+            _check_pairs(prompts, drafts)
+        self._check_weights(prompts)
+        if drafts is not None:
+            return self._answering.drafted(prompts, longest, batch_size, drafts)
+        return self._answering.decoded(prompts, longest, batch_size)
 
-    def _until_stop(self, tokens: list[int]) -> list[int]:
-        ends = [i for i, token in enumerate(tokens) if token in self._stops]
-        return tokens[: ends[0]] if ends else tokens
+    def _check_weights(self, prompts: Sequence[Prompt]) -> None:
+        """Ask the canary, where weights were set since it was last asked."""
+        if not prompts or not self._canary.due:
+            return
+        with quiet():
+            sizes = {prompt: self._answering.encoder.size(prompt) for prompt in prompts}
+        self._canary_prompt = prompt = self._canary_prompt or min(sizes, key=sizes.__getitem__)
+        self._canary.look(lambda: self._answering.logits(prompt), prompt.id)
 
-    def _size(self, prompt: Prompt, text: str) -> tuple[int, int, int]:
-        for path in prompt.images:
-            if path not in self._pixels:
-                image = open_image(path, prompt.id)
-                self._pixels[path] = image.width * image.height
-        pixels = sum(self._pixels[path] for path in prompt.images)
-        return len(prompt.images), pixels, self.processor.length(text)
 
-    def _plain_greedy(self) -> None:
-        from transformers import GenerationConfig
-
-        self.model.generation_config = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=sorted(self._stops) or None,
-            pad_token_id=self.processor.tokenizer.pad_token_id,
-            bos_token_id=self.processor.tokenizer.bos_token_id,
+def _check_pairs(prompts: Sequence[Prompt], answers: Sequence[Response]) -> None:
+    """Refuse answers that are not those of the prompts, one by one."""
+    if [prompt.id for prompt in prompts] != [answer.id for answer in answers]:
+        raise GenerationError(
+            f"{len(answers)} given answers do not match the {len(prompts)} prompts one by one; "
+            "give one answer per prompt, in order"
         )
-
-
-def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer: the generation config's, and the tokenizer's."""
-    found = model.generation_config.eos_token_id
-    listed = found if isinstance(found, list) else [found]
-    return frozenset(int(t) for t in (*listed, tokenizer.eos_token_id) if t is not None)
-
-
-def _accepted_inputs(model: Any) -> frozenset[str]:
-    """The inputs that the model takes; processors return others as well."""
-    names: set[str] = {"input_ids", "attention_mask"}
-    for function in (model.forward, model.prepare_inputs_for_generation):
-        names |= set(inspect.signature(function).parameters)
-    return frozenset(names - {"labels", "kwargs", "args"})

@@ -1,4 +1,4 @@
-"""Prompts to model inputs: chat template, images, tokens; with or without torchvision.
+"""Prompts to model inputs: chat template, media, tokens; with or without torchvision.
 
 Video processors of transformers exist for torchvision only, and most image models ask for one
 even where no video is ever shown to them. `without_video` lets such a processor be assembled from
@@ -8,18 +8,19 @@ its other parts. Image processors fall back to their PIL variant by themselves.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from omnimerge.errors import GenerationError, PromptError
+from omnimerge.errors import GenerationError
+from omnimerge.generate.media import one_line, open_audio, open_image, open_video
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from omnimerge.generate.sources.prompt import Prompt
 
-    from omnimerge.generate.prompts import Prompt
+__all__ = ["InputProcessor", "one_line", "open_image", "without_video"]
 
 _VOCABULARIES = (
     "tokenizer.json",
@@ -28,6 +29,19 @@ _VOCABULARIES = (
     "tekken.json",
     "*.tiktoken",
 )
+_SAMPLING_RATE = 16_000
+_MEDIA = ("image", "audio", "video")
+_A = {"image": "an image", "audio": "audio", "video": "a video"}
+_PARTS = {  # of a transformers processor
+    "image": ("image_processor",),
+    "audio": ("feature_extractor", "audio_processor"),
+    "video": ("video_processor",),
+}
+_PLACEHOLDERS = {  # attributes of a processor or its tokenizer
+    "image": ("image_token", "boi_token", "start_image_token"),
+    "audio": ("audio_token", "boa_token"),
+    "video": ("video_token",),
+}
 
 
 class InputProcessor:
@@ -105,40 +119,25 @@ class InputProcessor:
             where a text model has no template.
 
         Raises:
-            GenerationError: if the prompt has images and the model, or its template, takes none.
+            GenerationError: if the prompt has images, audio or videos and the model, or its
+                template, takes none.
         """
-        if prompt.images and not self.multimodal:
-            raise GenerationError(
-                f"prompt {prompt.id!r} has an image, but {self.folder} is a text-only model; "
-                "leave the images out or use a multimodal target"
-            )
+        given = [kind for kind in _MEDIA for _ in _files(prompt, kind)]
+        for kind in dict.fromkeys(given):
+            self._check_takes(prompt, kind)
         if self._template is None:
             return prompt.prompt
-        parts = [{"type": "image"} for _ in prompt.images]
-        content = [*parts, {"type": "text", "text": prompt.prompt}]
-        turn = {"role": "user", "content": content if self.multimodal else prompt.prompt}
-        from jinja2 import TemplateError
-
-        try:
-            text: str = self._processor.apply_chat_template(
-                [turn],
-                chat_template=self._template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise GenerationError(
-                f"the chat template of {self.folder} fails on prompt {prompt.id!r} "
-                f"({one_line(error)}); use the template published with the model"
-            ) from error
-        self._check_placeholders(prompt, text)
+        text = self._rendered(prompt, given)
+        for kind in dict.fromkeys(given):
+            others = [other for other in given if other != kind]
+            self._check_placeholders(prompt, kind, text, others)
         return text
 
     def encode(self, prompts: Sequence[Prompt], texts: Sequence[str] | None = None) -> Any:
-        """Encode prompts that all have the same number of images as one batch.
+        """Encode prompts that all have the same number of images, sounds and videos as one batch.
 
         Args:
-            prompts: the prompts; all with images, or all without.
+            prompts: the prompts.
             texts: their rendered texts, if they are at hand.
 
         Returns:
@@ -146,25 +145,31 @@ class InputProcessor:
             ``(prompts, tokens)``.
 
         Raises:
-            PromptError: if an image cannot be decoded.
+            PromptError: if an image, sound or video cannot be decoded.
             GenerationError: if the processor refuses the batch.
         """
         texts = [self.render(prompt) for prompt in prompts] if texts is None else list(texts)
-        options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        tokens: dict[str, Any] = {"padding": True}
         bos = self.tokenizer.bos_token
         templated = self._template is not None
         if (templated and not self.multimodal) or (bos and texts[0].startswith(bos)):
-            options["add_special_tokens"] = False
+            tokens["add_special_tokens"] = False
         if not self.multimodal:
-            return self.tokenizer(texts, **options)
+            return self.tokenizer(texts, return_tensors="pt", **tokens)
         images = [[open_image(path, prompt.id) for path in prompt.images] for prompt in prompts]
+        sounds = self._sounds(prompts) | _videos(prompts)
+        # Padding set for everything would replace what the audio part pads its features to.
+        options = {"text_kwargs": tokens, **sounds} if sounds else tokens
         try:
-            return self._processor(text=texts, images=images if any(images) else None, **options)
+            return self._processor(
+                text=texts, images=images if any(images) else None, return_tensors="pt", **options
+            )
         except (ValueError, TypeError, IndexError, KeyError, RuntimeError) as error:
             names = ", ".join(repr(prompt.id) for prompt in prompts[:3])
             raise GenerationError(
                 f"the processor of {self.folder} refuses the prompts {names} ({one_line(error)}); "
-                "check their text for special tokens and their images for size"
+                "check their text for special tokens, the number of their images, sounds and "
+                "videos, and their size"
             ) from error
 
     def length(self, text: str) -> int:
@@ -192,43 +197,105 @@ class InputProcessor:
         )
         return text.strip()
 
-    def _check_placeholders(self, prompt: Prompt, text: str) -> None:
-        """Refuse a template that drops images or writes them out as text."""
-        names = ("image_token", "boi_token", "start_image_token")
-        found = [
-            getattr(owner, n, None) for n in names for owner in (self._processor, self.tokenizer)
-        ]
-        tokens = [token for token in found if isinstance(token, str) and token]
-        if prompt.images and tokens and not any(token in text for token in tokens):
+    def _rendered(self, prompt: Prompt, given: Sequence[str]) -> str:
+        """The user's turn in the chat template, with a placeholder for each of `given`."""
+        parts = [{"type": kind} for kind in given]
+        content = [*parts, {"type": "text", "text": prompt.prompt}]
+        turn = {"role": "user", "content": content if self.multimodal else prompt.prompt}
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self._processor.apply_chat_template(
+                [turn],
+                chat_template=self._template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
             raise GenerationError(
-                f"the chat template of {self.folder} has no place for images (no {tokens[0]!r} for "
-                f"prompt {prompt.id!r}); use the multimodal chat_template.jinja of the model"
+                f"the chat template of {self.folder} fails on prompt {prompt.id!r} "
+                f"({one_line(error)}); use the template published with the model"
+            ) from error
+        return text
+
+    def _check_takes(self, prompt: Prompt, kind: str) -> None:
+        """Refuse what the processor would pass over without a word."""
+        has = f"prompt {prompt.id!r} has {_A[kind]}, but"
+        if not self.multimodal:
+            raise GenerationError(
+                f"{has} {self.folder} is a text-only model; leave the {kind}s out or use a "
+                "multimodal target"
+            )
+        name = type(self._processor).__name__
+        parts = [part for part in _PARTS[kind] if hasattr(self._processor, part)]
+        if any(getattr(self._processor, part) is not None for part in parts):
+            if kind == "audio" and not _takes_audio(self._processor):
+                raise GenerationError(
+                    f"{has} the processor of {self.folder} ({name}) takes sounds in a chat format "
+                    "of its own only, which is not supported; use another target"
+                )
+        elif kind == "video" and parts and not _has_torchvision():
+            raise GenerationError(
+                f"{has} the video part of {name} needs torchvision; install the release that fits "
+                "your torch, from the same index (another one breaks transformers), or give the "
+                "frames as images"
+            )
+        elif _is_library_class(self._processor):
+            raise GenerationError(
+                f"{has} the processor of {self.folder} ({name}) has no part for it; leave it out "
+                "or use another target"
             )
 
+    def _check_placeholders(
+        self, prompt: Prompt, kind: str, text: str, others: Sequence[str]
+    ) -> None:
+        """Refuse a template that drops images or the like, or writes them out as text."""
+        found = [
+            getattr(owner, name, None)
+            for name in _PLACEHOLDERS[kind]
+            for owner in (self._processor, self.tokenizer)
+        ]
+        tokens = [token for token in found if isinstance(token, str) and token]
+        if tokens:
+            dropped = not any(token in text for token in tokens)
+        else:
+            dropped = text == self._rendered(prompt, others)
+        if dropped:
+            looked_for = f"no {tokens[0]!r} " if tokens else "it drops them "
+            raise GenerationError(
+                f"the chat template of {self.folder} has no place for {kind}s ({looked_for}"
+                f"for prompt {prompt.id!r}); use the multimodal chat_template.jinja of the model"
+            )
 
-def open_image(path: Path, prompt_id: str) -> Image:
-    """Read an image as RGB, turned upright as its EXIF data say.
+    def _sounds(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Options of the processor for the sounds of all prompts, in one list as it takes them."""
+        if not any(prompt.audios for prompt in prompts):
+            return {}
+        parts = [getattr(self._processor, name, None) for name in _PARTS["audio"]]
+        rate = next((part.sampling_rate for part in parts if part is not None), _SAMPLING_RATE)
+        sounds = [open_audio(path, prompt.id, rate) for prompt in prompts for path in prompt.audios]
+        return {"audio": sounds, "audio_kwargs": {"sampling_rate": rate}}
 
-    Args:
-        path: the image file.
-        prompt_id: the prompt it belongs to, for the message.
 
-    Returns:
-        The image, fully decoded.
-
-    Raises:
-        PromptError: if the file is missing, truncated or no image.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise PromptError(
-            f"prompt {prompt_id!r}: image {path} cannot be decoded ({one_line(error)}); replace "
-            "the file or leave the prompt out"
-        ) from error
+def _videos(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Options of the processor for the videos of all prompts: every frame is shown."""
+    if not any(prompt.videos for prompt in prompts):
+        return {}
+    opened = [[open_video(path, prompt.id) for path in prompt.videos] for prompt in prompts]
+    facts = [
+        {
+            "total_num_frames": len(video.frames),
+            "fps": video.fps,
+            "duration": len(video.frames) / video.fps,
+            "frames_indices": list(range(len(video.frames))),
+        }
+        for videos in opened
+        for video in videos
+    ]
+    return {
+        "videos": [[video.frames for video in videos] for videos in opened],
+        "videos_kwargs": {"do_sample_frames": False, "video_metadata": facts},
+    }
 
 
 @contextmanager
@@ -264,17 +331,18 @@ class _NoVideo:
         return None
 
 
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message, cut to about 200 characters.
+def _files(prompt: Prompt, kind: str) -> tuple[Path, ...]:
+    return {"image": prompt.images, "audio": prompt.audios, "video": prompt.videos}[kind]
 
-    Args:
-        error: any exception.
 
-    Returns:
-        Text for the inside of a longer message.
-    """
-    lines = str(error).strip().splitlines()
-    return shorten(lines[0] if lines else type(error).__name__, 200, placeholder=" ...")
+def _takes_audio(processor: Any) -> bool:
+    """Whether sounds can be given beside a rendered text."""
+    return "audio" in inspect.signature(type(processor).__call__).parameters
+
+
+def _is_library_class(processor: Any) -> bool:
+    """Whether the names of the processor's parts are known; remote code may have others."""
+    return type(processor).__module__.startswith("transformers.models.")
 
 
 def _check_vocabulary(folder: Path, trust_remote_code: bool) -> None:

@@ -1,49 +1,47 @@
-"""Prompt files: JSON lines with an id, a prompt, images, and for display only an answer."""
+"""Prompts from files: JSON lines, datasets saved on disk, TSVs of VLMEvalKit."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from omnimerge.errors import PromptError, suggestion
+from omnimerge.errors import PromptError
+from omnimerge.generate.sources import dataset, jsonl, tsv
+from omnimerge.generate.sources.columns import check_map
+from omnimerge.generate.sources.embedded import MediaFolder
+from omnimerge.generate.sources.prompt import Prompt
 
-_KEYS = ("id", "prompt", "image", "answer", "kind")
-_REQUIRED = ("id", "prompt")
-_SHOWN = 5
+__all__ = ["Prompt", "read_prompts", "sample", "without_answers"]
 
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One question to a model.
-
-    Attributes:
-        id: unique in its file.
-        prompt: the text of the user's turn.
-        images: image files, in the order in which the model sees them, before the text.
-        answer: the right answer, where known. Never used to choose a coefficient.
-        kind: a label to group results by, where given.
-    """
-
-    id: str
-    prompt: str
-    images: tuple[Path, ...] = ()
-    answer: str | None = None
-    kind: str | None = None
+_HEAD = 1 << 16
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """Read a JSONL file of prompts.
+def read_prompts(
+    path: Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    media: Path | None = None,
+    labels: bool = False,
+) -> list[Prompt]:
+    """Read prompts, in whatever format they are.
 
-    Each line is ``{"id", "prompt", "image"?: path or list of paths, "answer"?, "kind"?}``.
-    Image paths are relative to the file. Numbers given as id or answer are kept as they are
-    written (``1.0`` stays ``"1.0"``). Empty lines are skipped.
+    * JSON lines: ``{"id", "prompt", "image"?, "audio"?, "video"?, "answer"?, "kind"?}`` each, with
+      a path or a list of paths, relative to the file. Numbers given as id or answer are kept as
+      they are written (``1.0`` stays ``"1.0"``). Empty lines are skipped.
+    * A folder that `datasets` wrote with ``save_to_disk``; one split of several as
+      ``folder#split``.
+    * A TSV as VLMEvalKit has them.
 
     Args:
-        path: the file.
+        path: the file or folder.
+        columns: field of a prompt to the column or key that holds it, where the names differ, such
+            as ``{"prompt": "question", "id": "question_id"}``.
+        media: where embedded images and sounds are written, as files named by their SHA-256. By
+            default a temporary folder that is removed when the process ends.
+        labels: whether to read the answers of a dataset or a TSV. If not, nothing looks at their
+            column. JSON lines always give them; `without_answers` takes them out.
 
     Returns:
         The prompts, in the order of the file.
@@ -51,25 +49,14 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         PromptError: naming every problem of the file at once (the first five in full).
     """
-    problems: list[str] = []
-    prompts: list[Prompt] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        prompt, found = _parse(line, path.parent)
-        if prompt is not None and prompt.id in seen:
-            found.append(f"id {prompt.id!r} was used on line {seen[prompt.id]}; give unique ids")
-        problems += [f"line {number}: {problem}" for problem in found]
-        if prompt is not None:
-            seen.setdefault(prompt.id, number)
-            prompts.append(prompt)
-    if not prompts and not problems:
-        problems = ['holds no prompt; write one JSON object per line: {"id": "1", "prompt": "..."}']
-    if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise PromptError(f"{path}: " + "; ".join(problems[:_SHOWN]) + more)
-    return prompts
+    columns = columns or {}
+    check_map(columns)
+    folder, split = _split(path)
+    if folder.is_dir():
+        return dataset.read(folder, split, columns, MediaFolder(media), labels=labels)
+    if _is_tsv(path):
+        return tsv.read(path, columns, MediaFolder(media), labels=labels)
+    return jsonl.read(path, columns)
 
 
 def sample(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
@@ -109,75 +96,23 @@ def without_answers(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [replace(prompt, answer=None) for prompt in prompts]
 
 
-def _lines(path: Path) -> list[str]:
+def _split(path: Path) -> tuple[Path, str | None]:
+    """``folder#split`` as the folder and the split, unless there is a file of that name."""
+    name, mark, split = path.name.rpartition("#")
+    if mark and name and not path.exists():
+        return path.with_name(name), split
+    return path, None
+
+
+def _is_tsv(path: Path) -> bool:
+    """Whether a file is a table: by its name, else by tabs in a first line that is not JSON."""
+    if path.suffix.lower() in (".tsv", ".jsonl"):
+        return path.suffix.lower() == ".tsv"
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        with path.open("rb") as file:
+            first = file.read(_HEAD).lstrip(b"\xef\xbb\xbf\r\n ").split(b"\n")[0]
     except FileNotFoundError:
-        raise PromptError(f"{path}: no such file; give a JSONL file of prompts") from None
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from None
+        raise PromptError(f"{path}: no such file; give a file of prompts") from None
     except OSError as error:
-        raise PromptError(
-            f"{path}: cannot be read ({error.strerror}); give a JSONL file"
-        ) from error
-
-
-def _parse(line: str, folder: Path) -> tuple[Prompt | None, list[str]]:
-    """One line as a prompt (None if nothing usable is there), and what is wrong with it."""
-    try:
-        raw = json.loads(line, parse_int=str, parse_float=str)
-    except (ValueError, RecursionError) as error:
-        return None, [f"not JSON ({error}); write one JSON object per line"]
-    if not isinstance(raw, dict):
-        return None, ['not a JSON object; write {"id": "1", "prompt": "..."}']
-    problems = _key_problems(raw)
-    images, missing = _images(raw.get("image"), folder)
-    problems += missing
-    texts = {key: raw.get(key) for key in ("id", "prompt", "answer", "kind")}
-    for key, value in texts.items():
-        if value is not None and not isinstance(value, str):
-            problems.append(f"{key} {json.dumps(value)} is not text; put it in quotes")
-        elif value is not None and not _is_unicode(value):
-            problems.append(f"{key} {json.dumps(value)} holds half a character; repair the text")
-    if not isinstance(texts["id"], str) or not isinstance(texts["prompt"], str):
-        return None, problems
-    answer, kind = (v if isinstance(v, str) else None for v in (texts["answer"], texts["kind"]))
-    return Prompt(texts["id"], texts["prompt"], images, answer, kind), problems
-
-
-def _key_problems(raw: dict[str, Any]) -> list[str]:
-    problems = [f"no {key!r}; add it" for key in _REQUIRED if raw.get(key) is None]
-    for key in raw:
-        if key not in _KEYS:
-            hint = suggestion(key, _KEYS) or f"; known: {', '.join(_KEYS)}"
-            problems.append(f"unknown key {key!r}{hint}")
-    return problems
-
-
-def _images(value: Any, folder: Path) -> tuple[tuple[Path, ...], list[str]]:
-    names = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(name, str) for name in names):
-        return (), [f"image {json.dumps(value)} is not a path or a list of paths"]
-    images = tuple(folder / name for name in names)
-    return images, [
-        f"image {name!r} is not a file; paths are relative to {folder}"
-        for name, image in zip(names, images, strict=True)
-        if not _is_file(image)
-    ]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, a null byte, no permission
-        return False
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        raise PromptError(f"{path}: cannot be read ({error.strerror}); give a file") from error
+    return b"\t" in first and not first.startswith((b"{", b"["))

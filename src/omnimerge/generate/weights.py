@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,23 @@ import torch
 from omnimerge.arch import memory_names
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import GenerationError, suggestion
+from omnimerge.generate.memory import bits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+@dataclass(frozen=True)
+class Change:
+    """What a call of `WeightSlots.fill` did, by names in memory.
+
+    Attributes:
+        given: the parameters that were given, changed or not.
+        changed: share of the entries, in (0, 1], whose bits differ from before; others are absent.
+    """
+
+    given: frozenset[str]
+    changed: Mapping[str, float]
 
 
 class WeightSlots:
@@ -31,12 +44,12 @@ class WeightSlots:
         self.folder = folder
         with Checkpoint.open(folder) as checkpoint:
             names = memory_names(checkpoint, list(parameters))
-        places = {name: place for name, place in names.items() if name.startswith(prefix)} or names
-        self._slots = {name: parameters[place] for name, place in places.items()}
+        self._places = {n: p for n, p in names.items() if n.startswith(prefix)} or names
+        self._slots = {name: parameters[place] for name, place in self._places.items()}
         self._given: frozenset[str] = frozenset()
 
     @torch.no_grad()
-    def fill(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def fill(self, tensors: Iterable[tuple[str, Tensor]]) -> Change:
         """Copy tensors into the parameters, rounding to the parameters' dtype.
 
         Args:
@@ -44,16 +57,22 @@ class WeightSlots:
                 floating-point dtype, on any device. Every call must give at least the names of the
                 calls before it: a tensor left out would still hold an earlier merge.
 
+        Returns:
+            Which parameters were given, and which of them are others than before.
+
         Raises:
             GenerationError: for an unknown name, a wrong shape, a name left out, or a parameter
                 that does not hold what was given when all are copied (two names for one tied
                 parameter that differ).
         """
         prints: dict[str, int] = {}
+        changed: dict[str, float] = {}
         for name, tensor in tensors:
             slot = self._slot(name, tensor)
             value = tensor.to(device=slot.device, dtype=slot.dtype)
-            slot.copy_(value)
+            if different := int(torch.count_nonzero(bits(slot) != bits(value))):
+                changed[self._places[name]] = different / max(1, slot.numel())
+                slot.copy_(value)
             prints[name] = _fingerprint(value)
         if left_out := sorted(self._given - prints.keys()):
             raise GenerationError(
@@ -67,6 +86,7 @@ class WeightSlots:
                     f"parameter {name!r} does not hold the tensor that was given; is it tied to "
                     "another one that was given different values?"
                 )
+        return Change(frozenset(self._places[name] for name in prints), changed)
 
     def _slot(self, name: str, tensor: Tensor) -> Tensor:
         slot = self._slots.get(name)
@@ -85,5 +105,4 @@ class WeightSlots:
 
 def _fingerprint(tensor: Tensor) -> int:
     """The sum of the bit patterns: equal for equal bits, and cheap on every device."""
-    bits = tensor.detach().reshape(-1).view(_INTEGERS[tensor.element_size()])
-    return int(bits.sum(dtype=torch.int64))
+    return int(bits(tensor).sum(dtype=torch.int64))

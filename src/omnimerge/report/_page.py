@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 
-def template(name: str, **filters: Callable[[str], Any]) -> Template:
+def template(name: str, **filters: Callable[..., Any]) -> Template:
     """Return one of this room's templates.
 
     Args:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from omnimerge.search.labels import accuracy
     from omnimerge.search.result import SearchResult, read_result
     from omnimerge.search.run import search
-    from omnimerge.search.study import Study, run_study
+    from omnimerge.search.study import Study
 
 __all__ = [
     "CRITERIA",
@@ -28,7 +28,6 @@ __all__ = [
     "accuracy",
     "parse_grid",
     "read_result",
-    "run_study",
     "search",
     "select",
 ]
@@ -42,7 +41,6 @@ _HOME = {
     "accuracy": "labels",
     "parse_grid": "grid",
     "read_result": "result",
-    "run_study": "study",
     "search": "run",
     "select": "criteria",
 }

@@ -41,7 +41,7 @@ def file_sha256(path: Path) -> str:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """Return a digest of what a model is shown: ids, texts and the bytes of images, no answers.
+    """Return a digest of what a model is shown: ids, texts and the bytes of media, no answers.
 
     Args:
         prompts: the prompts, in order.
@@ -50,10 +50,23 @@ def prompts_digest(prompts: Sequence[Prompt]) -> str:
         64 hexadecimal digits.
 
     Raises:
-        PromptError: if an image cannot be read.
+        PromptError: if a file cannot be read.
     """
-    images = {path: file_sha256(path) for prompt in prompts for path in prompt.images}
-    shown = [[p.id, p.prompt, [images[path] for path in p.images]] for p in prompts]
+    from omnimerge.generate.media import media_files
+
+    digests = {
+        path: file_sha256(path) for path in {f for prompt in prompts for f in media_files(prompt)}
+    }
+    shown = [
+        [
+            prompt.id,
+            prompt.prompt,
+            # Frames of a video are its files; what is an image and what a sound must not mix.
+            [len(prompt.images), len(prompt.audios), len(prompt.videos)],
+            [digests[path] for path in media_files(prompt)],
+        ]
+        for prompt in prompts
+    ]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 

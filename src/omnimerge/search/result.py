@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,42 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Point(_Strict):
-    """One evaluated coefficient.
+class AxisInfo(_Strict):
+    """One number that was searched.
 
     Attributes:
-        alpha: the coefficient.
+        name: what it is called in `values`, for example ``alpha`` or ``alpha@layers:0-13``.
+        grid: where it was tried, refinements included.
+    """
+
+    name: str
+    grid: tuple[float, ...]
+
+
+class Point(_Strict):
+    """One evaluated point.
+
+    Attributes:
+        values: axis -> coefficient.
         score: the criterion's value, smaller is better; None where the point cannot be chosen.
         responses: file of the answers, relative to the folder of search.json.
         accuracy: share of right answers on held-out labelled prompts, for display only.
     """
 
-    alpha: float
+    values: dict[str, float]
     score: float | None
     responses: str
     accuracy: float | None = None
+
+    @property
+    def alpha(self) -> float:
+        """The coefficient, where there is one axis; else the first of them."""
+        return next(iter(self.values.values()))
+
+    @property
+    def label(self) -> str:
+        """The point for people: ``0.3``, or ``alpha 0.3, density 0.5``."""
+        return label(self.values)
 
 
 class PromptSource(_Strict):
@@ -53,67 +76,131 @@ class PromptSource(_Strict):
 
 
 class PointDiagnostics(_Strict):
-    """What the answers at one coefficient look like.
+    """What the answers at one point look like.
 
     Attributes:
-        alpha: the coefficient.
+        values: axis -> coefficient.
         distinct_rate: different answers (case aside) over prompts, in (0, 1].
         empty_rate: share of empty answers.
         mean_tokens: mean length of the answers in tokens.
+        like_target: share of prompts answered as the target alone does; None if not known.
+        like_donor: the same for the (first) donor.
     """
 
-    alpha: float
+    values: dict[str, float]
     distinct_rate: float
     empty_rate: float
     mean_tokens: float
+    like_target: float | None = None
+    like_donor: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The point for people."""
+        return label(self.values)
+
+
+class NoiseFloor(_Strict):
+    """How much answers differ with nothing changed: one point, answered twice.
+
+    Attributes:
+        values: the point.
+        prompts: how many were answered twice.
+        differing: how many of them differ.
+    """
+
+    values: dict[str, float]
+    prompts: int
+    differing: int
+
+
+class Bootstrap(_Strict):
+    """How the choice varies over resampled prompts.
+
+    Attributes:
+        samples: number of resamples.
+        interval: axis -> the 2.5 % and 97.5 % quantiles of the chosen coefficient.
+        same: share of resamples that choose the same point.
+    """
+
+    samples: int
+    interval: dict[str, tuple[float, float]]
+    same: float
 
 
 class Diagnostics(_Strict):
     """Signs of whether the choice can be trusted.
 
     Attributes:
-        points: one entry per coefficient.
-        changed_prompts: prompts whose answer is not the same at all coefficients.
+        points: one entry per point.
+        changed_prompts: prompts whose answer is not the same at all points.
+        noise: answers that change although nothing did; None if it was not measured.
+        bootstrap: how the choice varies over resampled prompts.
         warnings: plain sentences where the criterion is known to fail.
+        notes: checks that could not be made, each with the reason.
     """
 
     points: tuple[PointDiagnostics, ...]
     changed_prompts: int
+    noise: NoiseFloor | None = None
+    bootstrap: Bootstrap | None = None
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class SearchResult(_Strict):
     """Everything that a search found.
 
     Attributes:
-        points: the evaluated coefficients, increasing.
-        selected: the chosen coefficient.
+        points: the evaluated points, increasing.
+        selected: the chosen point, axis -> coefficient.
         criterion: name of the criterion.
-        parameter: the method's keyword that was searched.
-        tie_set: all coefficients with the best score.
-        grid: the grid as it was asked for.
+        distance: how two answers are compared.
+        per_step: whether distances were divided by the step between the points.
+        axes: what was searched.
+        tie_set: all points with the best score.
+        grid: the axes as they were asked for.
         prompts: the unlabelled prompts that the choice rests on.
         heldout: the labelled prompts that accuracies are of, if there were any.
         max_new_tokens: the most tokens of an answer.
         diagnostics: see `Diagnostics`.
         recipe: the recipe, with its defaults.
+        cost: what answering took and what was saved, in counts; empty where all was on disk.
         versions: of what computed the answers.
         elapsed_s: seconds that this run took; points found on disk cost none.
     """
 
     points: tuple[Point, ...]
-    selected: float
+    selected: dict[str, float]
     criterion: str
-    parameter: str
-    tie_set: tuple[float, ...]
+    distance: str = "exact"
+    per_step: bool = False
+    axes: tuple[AxisInfo, ...]
+    tie_set: tuple[dict[str, float], ...]
     grid: str
     prompts: PromptSource
     heldout: PromptSource | None = None
     max_new_tokens: int
     diagnostics: Diagnostics
     recipe: dict[str, Any]
+    cost: dict[str, float] = {}
     versions: dict[str, str]
     elapsed_s: float
+
+    @property
+    def parameter(self) -> str:
+        """The names of the axes."""
+        return ", ".join(axis.name for axis in self.axes)
+
+    @property
+    def alpha(self) -> float:
+        """The chosen coefficient, where there is one axis; else the first of them."""
+        return next(iter(self.selected.values()))
+
+    @property
+    def label(self) -> str:
+        """The chosen point for people."""
+        return label(self.selected)
 
     def write(self, folder: Path) -> Path:
         """Write ``search.json``.
@@ -126,6 +213,20 @@ class SearchResult(_Strict):
         """
         text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
         return write_atomically(folder / RESULT_NAME, text + "\n")
+
+
+def label(values: Mapping[str, float]) -> str:
+    """Return a point for people.
+
+    Args:
+        values: axis -> coefficient.
+
+    Returns:
+        ``0.3`` for one axis, else ``alpha 0.3, density 0.5``.
+    """
+    if len(values) == 1:
+        return f"{next(iter(values.values())):g}"
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def read_result(path: Path) -> SearchResult:

@@ -1,4 +1,4 @@
-"""Answers on disk, one file per finished point; a file is complete or not there."""
+"""Answers on disk, one file per point: complete under its name, or as far as it came beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omnimerge.errors import SearchError
-from omnimerge.search.grid import point_name
 
 if TYPE_CHECKING:
     from omnimerge.generate import Response
@@ -18,59 +17,99 @@ if TYPE_CHECKING:
 class AnswerStore:
     """The answers to one list of prompts at several coefficients.
 
-    Each line of a file is ``{"id", "response", "tokens"}``.
+    Each line of a file is ``{"id", "response", "tokens"}``. While a point is answered, what is
+    there lies in ``.NAME.jsonl.begun``; a run that was killed goes on from it.
 
     Args:
         folder: where the files are.
         ids: the prompts' ids, in order.
-        parameter: the keyword that is searched, as in ``alpha_0.30.jsonl``.
     """
 
-    def __init__(self, folder: Path, ids: Sequence[str], parameter: str = "alpha") -> None:
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
         self.folder = folder
         self.ids = tuple(ids)
-        self.parameter = parameter
 
-    def path(self, point: float) -> Path:
+    def path(self, name: str) -> Path:
         """Return the file of a point.
 
         Args:
-            point: the coefficient.
+            name: the point's name, such as ``alpha_0.30``.
 
         Returns:
             The file, whether it exists or not.
         """
-        return self.folder / f"{self.parameter}_{point_name(point)}.jsonl"
+        return self.folder / f"{name}.jsonl"
 
     def any(self) -> bool:
         """Return whether there are answers at any point, complete ones or not."""
         return self.folder.is_dir() and any(self.folder.iterdir())
 
-    def read(self, point: float) -> list[Response] | None:
+    def read(self, name: str) -> list[Response] | None:
         """Return the answers at a point, if it was finished.
 
         Args:
-            point: the coefficient.
+            name: the point's name.
 
         Returns:
             The answers in the order of `ids`; None if there is no file, or it does not hold
             exactly the answers to these prompts.
         """
-        from omnimerge.generate import Response
-
         try:
-            lines = self.path(point).read_text(encoding="utf-8").splitlines()
-            raw = [json.loads(line) for line in lines]
-            found = [Response(r["id"], r["response"], tuple(r["tokens"])) for r in raw]
+            lines = self.path(name).read_text(encoding="utf-8").splitlines()
+            found = [_parse(line) for line in lines]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return found if tuple(response.id for response in found) == self.ids else None
 
-    def write(self, point: float, responses: Sequence[Response]) -> Path:
+    def begun(self, name: str) -> dict[str, Response]:
+        """Return the answers at a point that was not finished.
+
+        Args:
+            name: the point's name.
+
+        Returns:
+            Prompt id -> answer; a last line that was cut off is left out.
+        """
+        try:
+            lines = self._partial(name).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return {}
+        found = {}
+        for line in lines:
+            try:
+                response = _parse(line)
+            except (ValueError, KeyError, TypeError):
+                continue
+            if response.id in self.ids:
+                found[response.id] = response
+        return found
+
+    def append(self, name: str, responses: Sequence[Response]) -> None:
+        """Add answers to a point that is being answered; they outlive a killed process.
+
+        Args:
+            name: the point's name.
+            responses: some of its answers.
+
+        Raises:
+            SearchError: if they cannot be written.
+        """
+        file = self._partial(name)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as stream:
+                # A line that a kill cut off must not swallow the next one.
+                stream.write("\n" + "".join(_line(response) for response in responses))
+        except OSError as error:
+            raise SearchError(
+                f"cannot write {file} ({error.strerror}); free the space or choose another folder"
+            ) from error
+
+    def write(self, name: str, responses: Sequence[Response]) -> Path:
         """Write the answers at a point, in one step.
 
         Args:
-            point: the coefficient.
+            name: the point's name.
             responses: the answers, one per prompt, in the order of `ids`.
 
         Returns:
@@ -81,17 +120,34 @@ class AnswerStore:
         """
         if tuple(response.id for response in responses) != self.ids:
             raise SearchError(
-                f"{len(responses)} answers at {self.parameter} {point} do not match the "
-                f"{len(self.ids)} prompts one by one; answer every prompt once, in order"
+                f"{len(responses)} answers at {name} do not match the {len(self.ids)} prompts one "
+                "by one; answer every prompt once, in order"
             )
-        rows = [{"id": r.id, "response": r.text, "tokens": list(r.tokens)} for r in responses]
-        # ASCII only: line separators inside answers must not split a line when it is read.
-        return write_atomically(self.path(point), "".join(json.dumps(row) + "\n" for row in rows))
+        file = write_atomically(self.path(name), "".join(map(_line, responses)))
+        self._partial(name).unlink(missing_ok=True)
+        return file
 
     def clear(self) -> None:
         """Delete the files of all points."""
-        for file in self.folder.glob(f"{self.parameter}_*.jsonl"):
-            file.unlink()
+        for pattern in ("*.jsonl", ".*.jsonl.begun"):
+            for file in self.folder.glob(pattern):
+                file.unlink()
+
+    def _partial(self, name: str) -> Path:
+        return self.folder / f".{name}.jsonl.begun"
+
+
+def _line(response: Response) -> str:
+    row = {"id": response.id, "response": response.text, "tokens": list(response.tokens)}
+    # ASCII only: line separators inside answers must not split a line when it is read.
+    return json.dumps(row) + "\n"
+
+
+def _parse(line: str) -> Response:
+    from omnimerge.generate import Response
+
+    row = json.loads(line)
+    return Response(row["id"], row["response"], tuple(row["tokens"]))
 
 
 def write_atomically(path: Path, text: str) -> Path:

@@ -1,7 +1,4 @@
-"""Evaluate points one after the other into a folder; what is finished is never done again.
-
-A study knows neither models nor labels: it asks a function for the answers at a point.
-"""
+"""A folder of answers, locked while a search works in it; it keeps the answers of one setting."""
 
 from __future__ import annotations
 
@@ -9,25 +6,21 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omnimerge.errors import SearchError
 from omnimerge.search.result import RESULT_NAME
 from omnimerge.search.store import AnswerStore, write_atomically
 
-if TYPE_CHECKING:
-    from omnimerge.generate import Response
-
 SETTINGS_NAME = "settings.json"
 RESPONSES_NAME = "responses"
 HELDOUT_NAME = "heldout"
+CHECKS_NAME = "checks"
 
 _LOCK_NAME = ".lock"
-
-Evaluate = Callable[[float], "Sequence[Response]"]
 
 
 class Study:
@@ -41,7 +34,6 @@ class Study:
         folder: the folder.
         settings: everything that an answer depends on, as JSON values.
         ids: the prompts' ids, in order.
-        parameter: the keyword that is searched; part of the files' names.
         overwrite: whether answers that are there are thrown away.
     """
 
@@ -51,11 +43,10 @@ class Study:
         settings: Mapping[str, Any],
         ids: Sequence[str],
         *,
-        parameter: str = "alpha",
         overwrite: bool = False,
     ) -> None:
         self.folder = folder
-        self.store = AnswerStore(folder / RESPONSES_NAME, ids, parameter)
+        self.store = AnswerStore(folder / RESPONSES_NAME, ids)
         self._settings = json.loads(json.dumps(settings))
         self._overwrite = overwrite
         self._lock: int | None = None
@@ -76,39 +67,6 @@ class Study:
         trace: TracebackType | None,
     ) -> None:
         self._release()
-
-    def run(
-        self,
-        points: Sequence[float],
-        evaluate: Evaluate,
-        *,
-        on_point: Callable[[float, bool], None] | None = None,
-    ) -> list[list[Response]]:
-        """Answer the prompts at every point, in order; points on disk are only read.
-
-        Args:
-            points: the coefficients.
-            evaluate: coefficient -> one response per prompt, in order.
-            on_point: called after each point with the coefficient and whether it was evaluated
-                now (False: it was on disk).
-
-        Returns:
-            The responses per point.
-
-        Raises:
-            SearchError: if a point's responses do not match the prompts or cannot be written.
-        """
-        answers = []
-        for point in points:
-            found = self.store.read(point)
-            evaluated = found is None
-            if found is None:
-                found = list(evaluate(point))
-                self.store.write(point, found)
-            answers.append(found)
-            if on_point is not None:
-                on_point(point, evaluated)
-        return answers
 
     def _acquire(self) -> None:
         try:
@@ -151,7 +109,8 @@ class Study:
             )
         if self._overwrite:
             self.store.clear()
-            AnswerStore(self.folder / HELDOUT_NAME, (), self.store.parameter).clear()
+            for name in (HELDOUT_NAME, CHECKS_NAME):
+                AnswerStore(self.folder / name, ()).clear()
             (self.folder / RESULT_NAME).unlink(missing_ok=True)
         write_atomically(file, json.dumps(self._settings, indent=1) + "\n")
 
@@ -174,40 +133,6 @@ class Study:
 
     def _foreign(self) -> list[str]:
         return sorted(f.name for f in self.folder.iterdir() if f.name != _LOCK_NAME)
-
-
-def run_study(
-    points: Sequence[float],
-    evaluate: Evaluate,
-    folder: Path,
-    settings: Mapping[str, Any],
-    *,
-    ids: Sequence[str],
-    parameter: str = "alpha",
-    overwrite: bool = False,
-    on_point: Callable[[float, bool], None] | None = None,
-) -> list[list[Response]]:
-    """Open a `Study`, evaluate the points that it lacks, and close it.
-
-    Args:
-        points: the coefficients.
-        evaluate: coefficient -> one response per prompt, in order.
-        folder: where the answers go; created if it is not there.
-        settings: everything that an answer depends on, as JSON values.
-        ids: the prompts' ids, in order.
-        parameter: the keyword that is searched; part of the files' names.
-        overwrite: whether answers that are there, of these or other settings, are thrown away.
-        on_point: called after each point, see `Study.run`.
-
-    Returns:
-        The responses per point.
-
-    Raises:
-        SearchError: if the folder is in use or belongs to other settings, or if the responses do
-            not match the prompts.
-    """
-    with Study(folder, settings, ids, parameter=parameter, overwrite=overwrite) as study:
-        return study.run(points, evaluate, on_point=on_point)
 
 
 def _short(value: Any) -> str:

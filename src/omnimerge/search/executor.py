@@ -1,0 +1,219 @@
+"""Who answers: one model that takes one point's weights after the other. See `ray` for several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from omnimerge.engine import merged_tensors
+from omnimerge.errors import CheckpointError, GenerationError, LayoutError
+from omnimerge.generate import Generator, Prompt, Response
+
+if TYPE_CHECKING:
+    from omnimerge.engine import MergePlan
+    from omnimerge.search.space import Point, Space
+
+Answers = list[tuple[int, Response]]
+"""(Position among the task's prompts, answer)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts to be answered at one point.
+
+    Attributes:
+        point: the point; None for the target as it is.
+        store: a key of the caller's, handed back with the answers.
+        prompts: the prompts.
+        drafts: the answers at a neighbouring point, one per prompt, to be verified instead of
+            decoded; empty for plain decoding.
+        along: answers to follow, one per prompt: what is asked for is the model's own next token
+            at each of their places.
+    """
+
+    point: Point | None
+    store: str
+    prompts: tuple[Prompt, ...]
+    drafts: tuple[Response, ...] = ()
+    along: tuple[Response, ...] = ()
+
+
+@dataclass
+class Settings:
+    """What every replica needs to know.
+
+    Attributes:
+        plan: the merge.
+        space: what its points change.
+        max_new_tokens: the most tokens of an answer.
+        batch_size: the most prompts answered at once; None to find it from memory.
+        device: a torch device.
+        trust_remote_code: whether code in the target's folder may run.
+    """
+
+    plan: MergePlan
+    space: Space
+    max_new_tokens: int
+    batch_size: int | None
+    device: str
+    trust_remote_code: bool = False
+
+
+class Executor(Protocol):
+    """Carries out tasks, in any order; every answer comes back exactly once."""
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Answers]]:
+        """Answer tasks.
+
+        Args:
+            tasks: pulled one by one, as soon as there is a model free for the next.
+
+        Yields:
+            A task with some of its answers, as they come.
+        """
+
+    def alone(self, folder: Path, prompts: Sequence[Prompt]) -> list[Response]:
+        """Answer prompts with a checkpoint as it is.
+
+        Args:
+            folder: the checkpoint.
+            prompts: the prompts.
+
+        Returns:
+            One answer per prompt.
+        """
+
+    def cost(self) -> Mapping[str, float]:
+        """Return what answering took, in counts."""
+
+    def close(self) -> None:
+        """Let the models go."""
+
+
+@dataclass
+class Replica:
+    """The target, loaded at the first question, holding one point at a time.
+
+    Attributes:
+        settings: what to do.
+    """
+
+    settings: Settings
+    _generator: Generator | None = field(default=None, init=False)
+    _point: Point | None = field(default=None, init=False)
+
+    def answers(self, task: Task) -> Iterator[Answers]:
+        """Answer a task.
+
+        Args:
+            task: the task.
+
+        Yields:
+            Some of the answers, batch by batch.
+        """
+        generator = self._at(task.point)
+        prompts, longest = list(task.prompts), self.settings.max_new_tokens
+        if task.along:
+            followed = generator.teacher_forced(prompts, task.along)
+            found = zip(prompts, followed, strict=True)
+            yield [(i, Response(p.id, "", tokens)) for i, (p, tokens) in enumerate(found)]
+            return
+        for answer in generator.responses_iter(
+            prompts,
+            max_new_tokens=longest,
+            batch_size=self.settings.batch_size,
+            drafts=task.drafts or None,
+        ):
+            yield [answer]
+
+    def cost(self) -> dict[str, float]:
+        """Return what answering took, in counts."""
+        return self._generator.stats.to_dict() if self._generator else {}
+
+    def _at(self, point: Point | None) -> Generator:
+        settings = self.settings
+        if self._generator is None:
+            self._generator = Generator.load(
+                settings.plan.target.folder,
+                device=settings.device,
+                trust_remote_code=settings.trust_remote_code,
+            )
+        if point is not None and self._point != point:
+            self._point = None  # a swap that fails half-way leaves no point
+            self._generator.set_weights(
+                merged_tensors(settings.plan, *settings.space.settings(point))
+            )
+            self._point = point
+        return self._generator
+
+
+class LocalExecutor:
+    """One model in this process, one task after the other.
+
+    Args:
+        settings: what to do.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._replica = Replica(settings)
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Answers]]:
+        """Answer tasks; see `Executor`.
+
+        Args:
+            tasks: the tasks.
+
+        Yields:
+            A task with some of its answers.
+        """
+        for task in tasks:
+            for answers in self._replica.answers(task):
+                yield task, answers
+
+    def alone(self, folder: Path, prompts: Sequence[Prompt]) -> list[Response]:
+        """Answer prompts with a checkpoint as it is; see `Executor`.
+
+        Args:
+            folder: the checkpoint.
+            prompts: the prompts.
+
+        Returns:
+            One answer per prompt.
+        """
+        return answer_alone(self._settings, folder, prompts)
+
+    def cost(self) -> Mapping[str, float]:
+        """Return what answering took, in counts."""
+        return self._replica.cost()
+
+    def close(self) -> None:
+        """Let the model go."""
+        self._replica = Replica(self._settings)
+
+
+def answer_alone(settings: Settings, folder: Path, prompts: Sequence[Prompt]) -> list[Response]:
+    """Load a checkpoint, answer prompts, and let it go.
+
+    Args:
+        settings: lengths, batch size and device.
+        folder: the checkpoint.
+        prompts: the prompts.
+
+    Returns:
+        One answer per prompt.
+
+    Raises:
+        GenerationError: if the checkpoint cannot answer them.
+    """
+    try:
+        generator = Generator.load(
+            folder, device=settings.device, trust_remote_code=settings.trust_remote_code
+        )
+        return generator.responses(
+            prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
+        )
+    except (CheckpointError, LayoutError) as error:
+        raise GenerationError(str(error)) from error
