@@ -70,7 +70,7 @@ class Executor(Protocol):
         Args:
             tasks: pulled one by one, as soon as there is a model free for the next.
 
-        Yields:
+        Returns:
             A task with some of its answers, as they come.
         """
 
