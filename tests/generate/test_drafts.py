@@ -154,6 +154,32 @@ def test_miniatures_answer_the_same_at_every_point(pair, any_length, longest):
         assert stats.forward_passes < 0.8 * plain.stats.forward_passes
 
 
+def test_in_16_bits_it_goes_on_from_the_first_token():
+    draft = (5, 6, 7)
+    answer = followed((5, 6, 8, 9))
+    assert judge(answer, [draft], {2}, 9) == [Row((5, 6, 8))]
+    assert judge(answer, [draft], {2}, 9, precise=False) == [Row((5,))]
+
+
+def test_in_16_bits_drafts_differ_no_more_than_batches_do(pair, any_length):
+    at, prompts = pair
+    plain, fast, other = (
+        endless(Generator.load(zoo.path(demo.TARGET), dtype="bfloat16")) for _ in range(3)
+    )
+    drafts, left, unlike = None, 0, 0
+    for alpha in POINTS[:3]:
+        for generator in (plain, fast, other):
+            generator.set_weights(at(alpha))
+        expected = plain.responses(prompts, max_new_tokens=8, batch_size=16)
+        found = fast.responses(prompts, max_new_tokens=8, batch_size=16, drafts=drafts)
+        batched = other.responses(prompts, max_new_tokens=8, batch_size=7)
+        left += sum(a != b for a, b in zip(found, expected, strict=True))
+        unlike += sum(a != b for a, b in zip(batched, expected, strict=True))
+        drafts = expected
+    assert fast.stats.drafts_taken == 2
+    assert left <= unlike + 6  # of 300
+
+
 @pytest.mark.parametrize("name", ["qwen2", "qwen2_bare", "qwen2_vl", "llava_onevision"])
 def test_padding_and_images(folders, images, any_length, name):
     multimodal = name in ("qwen2_vl", "llava_onevision")
@@ -228,8 +254,8 @@ def test_tolerance_grows_with_logits_and_shrinks_with_precision():
     best = torch.tensor([0.1, 20.0])
     single, half = (tolerance(best, dtype) for dtype in (torch.float32, torch.bfloat16))
     assert single[1] == 20 * single[0]
-    assert 1e-4 < float(single[1]) < 2e-4
-    assert 0.3 < float(half[1]) < 0.4
+    assert 6e-4 < float(single[1]) < 7e-4
+    assert 0.6 < float(half[1]) < 0.7
 
 
 def test_short_drafts_are_refused(folders):
@@ -287,7 +313,8 @@ def test_a_model_that_fails_on_several_tokens_decodes_plainly(folders, any_lengt
 
 
 def test_an_encoder_decoder_model_is_refused():
-    model = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True))
+    config = SimpleNamespace(is_encoder_decoder=True)
+    model = SimpleNamespace(config=config, dtype=torch.float32)
     stats = GenerationStats()
     drafter = Drafter(model, frozenset(), stats)
     assert not drafter.takes([Response("a", "", (1,) * 9)], 32)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -275,3 +276,40 @@ def test_the_donor_that_cannot_answer_is_a_note(recipe, prompts, tmp_path):
     (note,) = result.diagnostics.notes
     assert note.startswith("the donor alone was not asked")
     assert all(p.like_donor is None for p in result.diagnostics.points)
+
+
+def test_the_target_alone_is_asked_with_its_own_weights(recipe, prompts, tmp_path):
+    """A grid without alpha 0: the target is loaded again, after other weights were in the model."""
+    options = {**OPTIONS, "grid": "0.2:0.6:0.2"}
+    result = search(recipe, prompts, tmp_path / "out", **options)
+    lines = (tmp_path / "out" / "checks" / "target.jsonl").read_text().splitlines()
+    asked = [p for p in read_prompts(prompts) if p.id in {json.loads(x)["id"] for x in lines}]
+    expected = Generator.load(Path(recipe["target"])).responses(asked, max_new_tokens=4)
+    assert [json.loads(line)["response"] for line in lines] == [r.text for r in expected]
+    assert result.diagnostics.points[0].like_target is not None
+
+
+def test_prompts_of_a_table_with_pictures_inside(recipe, prompts, tmp_path):
+    """A VLMEvalKit TSV: the pictures are unpacked into the search's folder, once."""
+    import base64
+
+    picture = base64.b64encode((prompts.parent / "a.png").read_bytes()).decode()
+    rows = ["index\tquestion\tanswer\timage"]
+    rows += [f"{i}\twhat {'is ' * i}\tx\t{picture}" for i in range(5)]
+    table = tmp_path / "bench.tsv"
+    table.write_text("\n".join(rows) + "\n")
+    out = tmp_path / "out"
+    result = search(recipe, table, out, **OPTIONS)
+    assert result.prompts.count == 5
+    assert len(list((out / "media").iterdir())) == 1
+    again = search(recipe, table, out, **OPTIONS)
+    assert again.points == result.points and again.cost == {}
+
+
+def test_somebody_elses_folder_is_refused_before_anything_is_written(recipe, prompts, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("x")
+    with pytest.raises(SearchError, match=r"holds no search \(it has 'thesis.tex'\)"):
+        search(recipe, prompts, out, **OPTIONS)
+    assert [file.name for file in out.iterdir()] == ["thesis.tex"]

@@ -12,6 +12,7 @@ from omnimerge.generate.batching import is_out_of_memory
 from omnimerge.generate.drafts import (
     PRECISE,
     SHORTEST_MEAN,
+    Choices,
     Followed,
     Row,
     follow,
@@ -46,6 +47,7 @@ class Drafter:
         self._model = model
         self._stops = stops
         self._stats = stats
+        self._precise = model.dtype in PRECISE
         self._proven = False
         self._resumes = True
         self._doubt = "it is an encoder-decoder model" if model.config.is_encoder_decoder else ""
@@ -129,9 +131,8 @@ class Drafter:
             Per sample its answer, or how to go on.
         """
         tokens = [draft.tokens[:longest] for draft in drafts]
-        precise = self._model.dtype in PRECISE
         followed = self.follow(inputs, tokens, fresh)
-        judged = judge(followed, tokens, self._stops, longest, precise=precise)
+        judged = judge(followed, tokens, self._stops, longest, precise=self._precise)
         for draft, found in zip(tokens, judged, strict=True):
             if isinstance(found, Row):
                 self._stats.samples_redone += 1
@@ -189,26 +190,23 @@ class Drafter:
     def _prove(self, inputs: Inputs, fresh: Fresh) -> str:
         with fresh():
             output = self._model.generate(**inputs, max_new_tokens=_PROOF_TOKENS)
-        plain = output[:, -_PROOF_TOKENS:].tolist()
+        plain: list[list[int]] = output[:, -_PROOF_TOKENS:].tolist()
+        # Rounding to 16 bits makes plain decoding differ from itself now and then.
+        allowed = 0 if self._precise else len(plain) // 8
         followed = self.follow(inputs, plain, fresh)
-        for tokens, choices in zip(plain, followed.choices, strict=True):
-            for own, chosen, close in zip(tokens, choices.tokens, choices.close, strict=False):
-                if own != chosen and not close:
-                    return "the model's answers differ when several tokens are fed at once"
-                if own != chosen:
-                    break  # a tie: what follows has no meaning
+        if sum(map(_contradicts, followed.choices, plain)) > allowed:
+            return "the model's answers differ when several tokens are fed at once"
         half = _PROOF_TOKENS // 2
         drafts = [[*tokens[:half], tokens[half] ^ 1] for tokens in plain]
         followed = self.follow(inputs, drafts, fresh)
-        rows = judge(followed, drafts, (), _PROOF_TOKENS)
-        kept = [(row, t) for row, t in zip(rows, plain, strict=True) if isinstance(row, Row)]
+        judged = judge(followed, drafts, (), _PROOF_TOKENS, precise=self._precise)
+        kept = [(row, t) for row, t in zip(judged, plain, strict=True) if isinstance(row, Row)]
         self._resumes = all(row.cached is not None for row, _ in kept)
         if self._resumes and kept:
             more = resume(self._model, [row for row, _ in kept], _PROOF_TOKENS)
-            self._resumes = all(
-                [*row.prefix, *m][:_PROOF_TOKENS] == t
-                for (row, t), m in zip(kept, more, strict=True)
-            )
+            found = [[*row.prefix, *m] for (row, _), m in zip(kept, more, strict=True)]
+            pairs = zip(found, kept, strict=True)
+            self._resumes = sum(f[:_PROOF_TOKENS] != t for f, (_, t) in pairs) <= allowed
         return ""
 
     @contextmanager
@@ -224,3 +222,11 @@ class Drafter:
             yield
         finally:
             self._model.generation_config = config
+
+
+def _contradicts(choices: Choices, tokens: Tokens) -> bool:
+    """Whether tokens that were decoded are not what was chosen along them, but for ties."""
+    for own, chosen, close in zip(tokens, choices.tokens, choices.close, strict=False):
+        if own != chosen:
+            return not close  # after a tie, what follows has no meaning
+    return False

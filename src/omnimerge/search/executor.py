@@ -134,6 +134,8 @@ class Replica:
 
     def _at(self, point: Point | None) -> Generator:
         settings = self.settings
+        if point is None and self._point is not None:
+            self._generator = self._point = None  # the target's own weights are gone: load them
         if self._generator is None:
             self._generator = Generator.load(
                 settings.plan.target.folder,

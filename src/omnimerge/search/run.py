@@ -29,7 +29,7 @@ from omnimerge.search.session import Progress, Session
 from omnimerge.search.space import Point as Coordinates
 from omnimerge.search.space import Space
 from omnimerge.search.store import AnswerStore, write_atomically
-from omnimerge.search.study import HELDOUT_NAME, Study
+from omnimerge.search.study import HELDOUT_NAME, MEDIA_NAME, Study, refuse_foreign
 
 if TYPE_CHECKING:
     from omnimerge.engine import MergePlan, Recipe
@@ -124,7 +124,9 @@ def search(
     loaded, space = space_of(recipe, grid, shares, parameter)
     scoring = Scoring.of(criterion, distance, per_step)
     scoring.check(space, refine=refine, trials=trials)
-    media = out / "media"
+    if not overwrite:
+        refuse_foreign(out)
+    media = out / MEDIA_NAME
     asked = without_answers(read_prompts(prompts, columns=columns, media=media))
     asked = asked if sample is None else draw(asked, sample, seed)
     labelled = _labelled(heldout, columns, media)

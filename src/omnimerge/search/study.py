@@ -20,6 +20,8 @@ RESPONSES_NAME = "responses"
 HELDOUT_NAME = "heldout"
 CHECKS_NAME = "checks"
 
+MEDIA_NAME = "media"
+
 _LOCK_NAME = ".lock"
 
 
@@ -102,11 +104,8 @@ class Study:
                     f"{self.folder} holds a search with other settings ({'; '.join(changed)}); "
                     "choose another folder, or overwrite it"
                 )
-        elif not self._overwrite and self._foreign():
-            raise SearchError(
-                f"{self.folder} is not empty and holds no search (it has {self._foreign()[0]!r}); "
-                "choose an empty folder, or overwrite it"
-            )
+        elif not self._overwrite:
+            refuse_foreign(self.folder)
         if self._overwrite:
             self.store.clear()
             for name in (HELDOUT_NAME, CHECKS_NAME):
@@ -131,8 +130,25 @@ class Study:
             for key in keys
         ]
 
-    def _foreign(self) -> list[str]:
-        return sorted(f.name for f in self.folder.iterdir() if f.name != _LOCK_NAME)
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds files, and no search.
+
+    Args:
+        folder: the folder; it need not exist.
+
+    Raises:
+        SearchError: naming one of the files.
+    """
+    if not folder.is_dir() or (folder / SETTINGS_NAME).exists():
+        return
+    ours = (_LOCK_NAME, MEDIA_NAME)  # images of a data set are unpacked before the search begins
+    foreign = sorted(file.name for file in folder.iterdir() if file.name not in ours)
+    if foreign:
+        raise SearchError(
+            f"{folder} is not empty and holds no search (it has {foreign[0]!r}); choose an empty "
+            "folder, or overwrite it"
+        )
 
 
 def _short(value: Any) -> str:
