@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from omnimerge.errors import GenerationError
-from omnimerge.generate.features import ReadRecorder, address
+from omnimerge.generate.features import ReadRecorder, address, words_of
 from omnimerge.generate.memory import bits
 
 LEAST_SHARE = 0.01
@@ -45,8 +45,8 @@ class Canary:
         Returns:
             The canary.
         """
-        words: nn.Module | None = model.get_input_embeddings()
-        left_out = {address(p) for p in words.parameters()} if words is not None else set()
+        words = [m for m in words_of(model) if not isinstance(m, nn.Linear)]
+        left_out = {address(p) for module in words for p in module.parameters()}
         state = model.state_dict()
         return cls({n: t for n, t in state.items() if t.ndim == 2 and address(t) not in left_out})
 

@@ -231,7 +231,7 @@ def _modules(model: nn.Module, storages: Collection[int]) -> Iterator[_Call]:
     ]
     stacks = {stack for path in changing if (stack := _stack(path))}
     decoders = {stack.rpartition(".")[0] for stack in stacks}
-    words = {id(m) for m in (_get(model, "input"), _get(model, "output")) if m is not None}
+    words = set(map(id, words_of(model)))
 
     def walk(module: nn.Module, path: str) -> Iterator[_Call]:
         for name, child in module.named_children():
@@ -255,9 +255,22 @@ def _stack(path: str) -> str:
     return ".".join(next((parts[:i] for i, part in enumerate(parts) if part.isdigit()), []))
 
 
-def _get(model: Any, which: str) -> nn.Module | None:
-    found: nn.Module | None = getattr(model, f"get_{which}_embeddings")()
-    return found
+def words_of(model: Any) -> list[nn.Module]:
+    """Return the modules that turn words into vectors and back.
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        The embedding and the head, as far as the model names them.
+    """
+    found = []
+    for method in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            found.append(getattr(model, method)())
+        except (AttributeError, NotImplementedError):
+            continue
+    return [module for module in found if module is not None]
 
 
 def _prints(value: Any) -> Any:
