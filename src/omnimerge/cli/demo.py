@@ -26,10 +26,13 @@ def command(out: Path) -> None:
     different things. The demo inspects them, maps one onto the other, finds the coefficient
     without labels, merges, and reloads the result with transformers.
     """
+    import torch
+
     from omnimerge.bench import demo, zoo
     from omnimerge.search import read_result
 
     start = time.perf_counter()
+    torch.set_num_threads(1)  # threads of such small kernels only wait for each other
     demo.prepare(out)
     shown = {
         str(zoo.path(demo.TARGET)): "$TARGET",
