@@ -1,8 +1,10 @@
 """Several models at once: the same answers as one, also when a model is lost."""
 
 import json
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from omnimerge.errors import RecipeError
 from omnimerge.search import read_result, search
 from omnimerge.search import run as run_module
 
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the loopback address only
 ray = pytest.importorskip("ray", reason="needs omnimerge[ray]")
 
 OPTIONS = {"grid": "0:0.6:0.2", "sample": 6, "max_new_tokens": 4, "batch_size": 4}
@@ -17,7 +20,7 @@ OPTIONS = {"grid": "0:0.6:0.2", "sample": 6, "max_new_tokens": 4, "batch_size": 
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -43,6 +46,36 @@ def test_the_answers_are_those_of_one_model(cluster, recipe, prompts, tmp_path):
     assert several.diagnostics == local.diagnostics
     assert several.cost["samples_answered"] == local.cost["samples_answered"]
     assert read_result(tmp_path / "ray") == several
+
+
+def test_nothing_listens_beyond_this_machine(cluster):
+    """Every socket that a Ray process listens on is bound to the loopback address."""
+    loopback = {"tcp": "0100007F", "tcp6": "0000000000000000FFFF00000100007F"}
+    owners = _sockets_of("ray")
+    seen, beyond = 0, []
+    for table, address in loopback.items():
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in owners:
+                seen += 1
+                if fields[1].partition(":")[0] != address:
+                    beyond.append((owners[fields[9]], fields[1]))
+    assert seen >= 3 and beyond == []
+
+
+def _sockets_of(word):
+    """Inode -> command of every socket of the processes whose command holds a word."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().decode(errors="replace")
+            links = [str(link.readlink()) for link in (folder / "fd").iterdir()]
+        except OSError:
+            continue
+        if word in command:
+            sockets = [link for link in links if link.startswith("socket:[")]
+            found.update(dict.fromkeys((s[8:-1] for s in sockets), command[:60]))
+    return found
 
 
 def test_a_lost_model_is_replaced_and_its_point_done_again(

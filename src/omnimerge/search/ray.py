@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from omnimerge.search.executor import Answers, Settings, Task
 
 _ATTEMPTS = 3
+# Read when Ray is imported: without it, a cluster that is started on this machine alone listens on
+# all of its addresses, and takes 127.0.0.1 for none.
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class RayExecutor:
@@ -33,6 +36,9 @@ class RayExecutor:
     """
 
     def __init__(self, settings: Settings, replicas: int | None = None) -> None:
+        if not os.environ.get("RAY_ADDRESS"):
+            os.environ.setdefault(_LOOPBACK, "0")
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home
         try:
             import ray
         except ImportError as error:
@@ -199,7 +205,7 @@ def _start(ray: Any) -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine alone."""
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if not os.environ.get("RAY_ADDRESS"):
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options |= {"include_dashboard": False}
     ray.init(**options)
 
 
