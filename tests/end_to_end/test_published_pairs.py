@@ -8,11 +8,11 @@ fused again with slices and torch.cat, branches by the rules of the paper.
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 
 import pytest
 import torch
+from llm_layouts import draw
 from safetensors.torch import load_file, save_file
 
 import omnimerge
@@ -32,12 +32,6 @@ LLAMA = {
 
 
 # --- checkpoints in the published layouts -------------------------------------------------------
-
-
-def draw(key: str, *shape: int) -> torch.Tensor:
-    """Random numbers that depend on nothing but the key."""
-    seed = zlib.crc32(key.encode())
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def decoder(own: str, kv_heads: int = HEADS, bias: bool = False) -> dict[str, torch.Tensor]:

@@ -13,6 +13,9 @@ from omnimerge.arch.inference import slots_of_all
 from omnimerge.arch.layout import (
     BRANCHES,
     COMPONENTS,
+    EMBED,
+    HEAD,
+    VOCABULARY_SLOTS,
     Layout,
     SlotMap,
     check_used,
@@ -31,7 +34,6 @@ VOCABULARIES = ("auto", "target", "overlap")
 BRANCH_KEYS = ("shared", *BRANCHES)
 BRANCH_VALUES = ("text", "vision", "keep")
 
-EMBED, HEAD = VOCABULARY_SLOTS = ("llm.embed.weight", "llm.head.weight")
 BUFFER = "a buffer, not a parameter"
 NO_COUNTERPART = Lost("the donor has no such tensor")
 NO_PLACE = Lost("the target has no such tensor")

@@ -125,8 +125,8 @@ def measure_ancestor(samples: Sequence[Sample]) -> Ancestor:
             both_zero.append(sample.label)
         elif any(zero):
             one_zero.append(sample.label)
-        elif (cosine := _cosine(ours, theirs)) is not None:
-            found.append((sample.label, cosine))
+        elif (value := cosine(ours, theirs)) is not None:
+            found.append((sample.label, value))
     return Ancestor(tuple(found), tuple(one_zero), tuple(both_zero))
 
 
@@ -151,8 +151,18 @@ def _slice(checkpoint: Checkpoint, name: str) -> Tensor:
     return checkpoint.read(name, start, min(numel, start + _SAMPLE_ELEMENTS)).float()
 
 
-def _cosine(a: Tensor, b: Tensor) -> float | None:
+def cosine(a: Tensor, b: Tensor) -> float | None:
+    """Return the cosine of two tensors.
+
+    Args:
+        a: a tensor.
+        b: another of the same shape.
+
+    Returns:
+        A number in [-1, 1]; None where one is zero or not finite, which says nothing here and is
+        reported by the merge itself.
+    """
     norm = float(a.norm()) * float(b.norm())
-    if norm == 0 or norm != norm or norm == float("inf"):
-        return None  # zero says nothing; non-finite input is reported by the merge itself
+    if not 0 < norm < float("inf"):
+        return None
     return float((a * b).sum()) / norm

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from omnimerge.arch.alignment import Alignment, Lost, Merged
 from omnimerge.arch.ancestor import Sample, measure_ancestor
 from omnimerge.arch.geometry import Geometry
-from omnimerge.arch.layout import COMPONENTS, component, is_buffer, layer_index
+from omnimerge.arch.layout import (
+    COMPONENTS,
+    EMBED,
+    HEAD,
+    VOCABULARY_SLOTS,
+    component,
+    is_buffer,
+    layer_index,
+)
 from omnimerge.checkpoint import Checkpoint
 
 # What packed and scaled formats store beside or instead of a weight.
@@ -33,8 +41,6 @@ _GEOMETRY_WORDS = {
     "rope_theta": "RoPE base",
     "activation": "activation",
 }
-
-_VOCABULARY_SLOTS = ("llm.embed.weight", "llm.head.weight")
 
 
 def check_geometry(result: Alignment) -> None:
@@ -141,7 +147,7 @@ def check_ancestor(result: Alignment) -> None:
     """
     for name in COMPONENTS:
         merged = [m for m in result.merged if component(m.slot) == name]
-        matrices = [m for m in merged if m.slot not in _VOCABULARY_SLOTS]
+        matrices = [m for m in merged if m.slot not in VOCABULARY_SLOTS]
         found = measure_ancestor([s for m in matrices for s in _samples(result, m)])
         reason = found.refusal()
         if name == "llm":
@@ -149,7 +155,7 @@ def check_ancestor(result: Alignment) -> None:
             if reason:
                 result.refuse("ancestor", reason)
             else:
-                _check_vocabulary(result, [m for m in merged if m.slot in _VOCABULARY_SLOTS])
+                _check_vocabulary(result, [m for m in merged if m.slot in VOCABULARY_SLOTS])
             if found.both_zero and not found.cosines:
                 result.refuse(
                     "ancestor",
@@ -172,8 +178,7 @@ def _check_vocabulary(result: Alignment, merged: list[Merged]) -> None:
         found = measure_ancestor(_samples(result, each, windows=8))
         if not found.refusal() or not found.lowest:
             continue
-        embed, head = _VOCABULARY_SLOTS
-        if each.slot == head and result.donor_slots.by_name[each.sources[0]] == embed:
+        if each.slot == HEAD and result.donor_slots.by_name[each.sources[0]] == EMBED:
             result.merged.remove(each)
             result.kept[each.target] = "the donor's head is its embedding, which is unlike this one"
             continue

@@ -20,6 +20,7 @@ from omnimerge.errors import LayoutError, UnknownLayoutError, suggestion
 
 COMPONENTS = ("llm", "vision", "audio", "projector", "other")
 BRANCHES = ("text", "vision")
+EMBED, HEAD = VOCABULARY_SLOTS = ("llm.embed.weight", "llm.head.weight")
 LAYOUTS = Path(__file__).parent / "layouts"
 
 Op = Literal["rename", "concat", "grouped"]

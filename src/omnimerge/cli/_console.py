@@ -36,6 +36,12 @@ branch_option = click.option(
     metavar="KEY=VALUE",
     help="Where one side holds tensors twice: shared, text or vision = text, vision or keep.",
 )
+criterion_option = click.option(
+    "--criterion",
+    default="unanimity",
+    show_default=True,
+    type=click.Choice(["unanimity", "pairwise", "backward"]),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

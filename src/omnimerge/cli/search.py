@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omnimerge.cli._console import (
+    criterion_option,
     force_option,
     json_option,
     parse_pairs,
@@ -89,12 +90,7 @@ _SPACE_OPTIONS = (
 @click.option(
     "--sample", default=100, show_default=True, type=click.IntRange(1), help="Prompts to draw."
 )
-@click.option(
-    "--criterion",
-    default="unanimity",
-    show_default=True,
-    type=click.Choice(["unanimity", "pairwise", "backward"]),
-)
+@criterion_option
 @click.option(
     "--distance",
     default="exact",

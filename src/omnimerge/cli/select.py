@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omnimerge.cli._console import json_option, print_json, table
+from omnimerge.cli._console import criterion_option, json_option, print_json, table
 
 if TYPE_CHECKING:
     from omnimerge.search.choice import Choice
@@ -30,12 +30,7 @@ Examples:
 )
 @click.option("--logs", "folder", type=click.Path(path_type=Path), help="Folder of all logs.")
 @click.option("--pattern", help="A log's place in it, with {alpha}; * stands for anything.")
-@click.option(
-    "--criterion",
-    default="unanimity",
-    show_default=True,
-    type=click.Choice(["unanimity", "pairwise", "backward"]),
-)
+@criterion_option
 @click.option(
     "--distance",
     default="exact",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
+from omnimerge.arch.ancestor import cosine
 from omnimerge.arch.geometry import Geometry, geometry
 from omnimerge.arch.inference.stack import Part
 from omnimerge.arch.layout import Entry, SlotMap, split_branch
@@ -164,7 +165,7 @@ class Likeness:
         if rows != max(shape[0] for shape in shapes) and ".layers." in slot:
             return None  # vocabularies may differ in size, nothing else
         a, b = ours.sample(slot, rows), self.other.sample(counterpart, rows)
-        return None if a is None or b is None else _cosine(a, b)
+        return None if a is None or b is None else cosine(a, b)
 
 
 def assign(scores: Sequence[Mapping[Entry, float]]) -> list[tuple[Entry | None, float]]:
@@ -226,10 +227,3 @@ def _spread(items: Sequence[_T], count: int) -> list[_T]:
     if len(items) <= count:
         return list(items)
     return [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
-
-
-def _cosine(a: Tensor, b: Tensor) -> float | None:
-    norm = float(a.norm()) * float(b.norm())
-    if not 0 < norm < float("inf"):
-        return None  # zero and non-finite tensors say nothing
-    return float((a * b).sum()) / norm
