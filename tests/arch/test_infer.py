@@ -10,9 +10,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from omnimerge.arch import align, layouts, slot_map
+from omnimerge.arch.family import Entry, Layout
 from omnimerge.arch.inference import infer_layout, require_sure
 from omnimerge.arch.inference.words import entry_by_name, is_foreign
-from omnimerge.arch.layout import Entry, Layout, parse_layouts
+from omnimerge.arch.layout_file import parse_layouts
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import LayoutError
 

@@ -4,11 +4,10 @@ from omnimerge.arch.align import SELECTIONS, VOCABULARIES, align
 from omnimerge.arch.alignment import GATES, Alignment, Merged
 from omnimerge.arch.ancestor import Ancestor
 from omnimerge.arch.detect import memory_names, slots_of
+from omnimerge.arch.family import COMPONENTS, Layout
 from omnimerge.arch.geometry import Geometry, geometry
 from omnimerge.arch.inference import Inferred, infer_layout, layout_text, slots_of_all
 from omnimerge.arch.layout import (
-    COMPONENTS,
-    Layout,
     SlotMap,
     check_used,
     component,
@@ -16,9 +15,9 @@ from omnimerge.arch.layout import (
     layer_index,
     layouts,
     read_all_layouts,
-    read_layouts,
     slot_map,
 )
+from omnimerge.arch.layout_file import read_layouts
 from omnimerge.arch.summary import summarize
 
 __all__ = [

@@ -6,23 +6,20 @@ from collections.abc import Mapping, Sequence
 
 from omnimerge.arch.alignment import Alignment, Lost, Merged
 from omnimerge.arch.ancestor import same_slice
-from omnimerge.arch.gates import check_ancestor, check_completeness, check_geometry
-from omnimerge.arch.geometry import geometry
-from omnimerge.arch.heterogeneity import heterogeneity
-from omnimerge.arch.inference import slots_of_all
-from omnimerge.arch.layout import (
+from omnimerge.arch.family import (
     BRANCHES,
     COMPONENTS,
     EMBED,
     HEAD,
     VOCABULARY_SLOTS,
     Layout,
-    SlotMap,
-    check_used,
-    component,
-    is_buffer,
     split_branch,
 )
+from omnimerge.arch.gates import check_ancestor, check_completeness, check_geometry
+from omnimerge.arch.geometry import geometry
+from omnimerge.arch.heterogeneity import heterogeneity
+from omnimerge.arch.inference import slots_of_all
+from omnimerge.arch.layout import SlotMap, check_used, component, is_buffer
 from omnimerge.arch.rows import Piece, Run, SlotRows, compose
 from omnimerge.arch.vocabulary import comparable, shared_rows, vocabulary_difference
 from omnimerge.checkpoint import Checkpoint, Segment

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omnimerge.arch.layout import Layout, SlotMap, layouts, slot_map, slots_in
+from omnimerge.arch.family import Layout
+from omnimerge.arch.layout import SlotMap, layouts, slot_map, slots_in
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import UnknownLayoutError
 

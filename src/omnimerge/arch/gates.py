@@ -6,16 +6,9 @@ from collections.abc import Sequence
 
 from omnimerge.arch.alignment import Alignment, Lost, Merged
 from omnimerge.arch.ancestor import Sample, measure_ancestor
+from omnimerge.arch.family import COMPONENTS, EMBED, HEAD, VOCABULARY_SLOTS
 from omnimerge.arch.geometry import Geometry
-from omnimerge.arch.layout import (
-    COMPONENTS,
-    EMBED,
-    HEAD,
-    VOCABULARY_SLOTS,
-    component,
-    is_buffer,
-    layer_index,
-)
+from omnimerge.arch.layout import component, is_buffer, layer_index
 from omnimerge.checkpoint import Checkpoint
 
 # What packed and scaled formats store beside or instead of a weight.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from omnimerge.arch.alignment import Alignment
+from omnimerge.arch.family import split_branch
 from omnimerge.arch.geometry import text_config
-from omnimerge.arch.layout import SlotMap, component, layer_index, split_branch
+from omnimerge.arch.layout import SlotMap, component, layer_index
 from omnimerge.checkpoint import Checkpoint
 
 

@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from omnimerge.arch.family import Entry, split_branch
 from omnimerge.arch.geometry import Geometry
-from omnimerge.arch.layout import Entry, SlotMap, split_branch
+from omnimerge.arch.layout import SlotMap
 from omnimerge.checkpoint import Checkpoint, Segment, TensorMeta
 from omnimerge.checkpoint.dtypes import is_floating, is_known
 from omnimerge.errors import LayoutError

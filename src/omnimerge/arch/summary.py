@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from omnimerge.arch.detect import slots_of
+from omnimerge.arch.family import COMPONENTS, Layout
 from omnimerge.arch.geometry import geometry
-from omnimerge.arch.layout import COMPONENTS, Layout, component
+from omnimerge.arch.layout import component
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import LayoutError
 

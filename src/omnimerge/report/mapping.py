@@ -16,7 +16,8 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from omnimerge.arch.ancestor import MEDIAN_LIMIT, SINGLE_LIMIT
-from omnimerge.arch.layout import BRANCHES, component, is_buffer, layer_index, split_branch
+from omnimerge.arch.family import BRANCHES, split_branch
+from omnimerge.arch.layout import component, is_buffer, layer_index
 from omnimerge.report._page import template
 from omnimerge.report.picture import (
     LANES,

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from omnimerge.arch.family import BRANCHES, Entry, Layout, split_branch
 from omnimerge.arch.geometry import Geometry, geometry
 from omnimerge.arch.inference.cosine import Likeness, assign, places
 from omnimerge.arch.inference.sizes import DOWN, NEEDED, Sizes
 from omnimerge.arch.inference.stack import Part, Stack
 from omnimerge.arch.inference.text import Choice, Means, describe
 from omnimerge.arch.inference.words import entry_by_name, says, split_words
-from omnimerge.arch.layout import BRANCHES, Entry, Layout, SlotMap, split_branch
+from omnimerge.arch.layout import SlotMap
 from omnimerge.checkpoint import Checkpoint
 
 _TEXT, _VISION = BRANCHES

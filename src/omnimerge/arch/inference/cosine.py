@@ -8,9 +8,10 @@ from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from omnimerge.arch.ancestor import cosine
+from omnimerge.arch.family import Entry, split_branch
 from omnimerge.arch.geometry import Geometry, geometry
 from omnimerge.arch.inference.stack import Part
-from omnimerge.arch.layout import Entry, SlotMap, split_branch
+from omnimerge.arch.layout import SlotMap
 from omnimerge.arch.rows import SlotRows
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import is_floating, is_known

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from omnimerge.arch.family import Entry
 from omnimerge.arch.inference.cosine import Likeness, assign
 from omnimerge.arch.inference.stack import Stack
 from omnimerge.arch.inference.text import Choice
 from omnimerge.arch.inference.words import is_end, is_foreign, is_positional, says
-from omnimerge.arch.layout import Entry
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import LayoutError
 

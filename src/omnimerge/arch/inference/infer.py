@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from omnimerge.arch.detect import slots_of
+from omnimerge.arch.family import Layout
 from omnimerge.arch.inference.block import infer_block
 from omnimerge.arch.inference.cosine import Likeness
 from omnimerge.arch.inference.ends import find_ends
 from omnimerge.arch.inference.stack import Stack, find_stack
 from omnimerge.arch.inference.text import Choice, write_text
-from omnimerge.arch.layout import Layout, SlotMap
+from omnimerge.arch.layout import SlotMap
 from omnimerge.arch.layout import layouts as known_layouts
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import LayoutError

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from omnimerge.arch.detect import slots_of
+from omnimerge.arch.family import Layout
 from omnimerge.arch.inference.infer import infer_layout, require_sure
-from omnimerge.arch.layout import Layout, SlotMap, slots_in
+from omnimerge.arch.layout import SlotMap, slots_in
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import UnknownLayoutError
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
 
-from omnimerge.arch.layout import Entry
+from omnimerge.arch.family import Entry
 
 QUERY, KEY, VALUE, OUT = (f"attn.{each}" for each in ("q", "k", "v", "o"))
 GATE, UP, DOWN = (f"mlp.{each}" for each in ("gate", "up", "down"))

@@ -9,7 +9,7 @@ from typing import Literal
 
 import yaml
 
-from omnimerge.arch.layout import Entry, Layout
+from omnimerge.arch.family import Entry, Layout
 
 Means = Literal["name", "shape", "cosine"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from omnimerge.arch.layout import Entry
+from omnimerge.arch.family import Entry
 
 
 def entry_by_name(name: str) -> Entry | None:
