@@ -10,9 +10,11 @@ from omnimerge.engine.recipe import Recipe
 
 if TYPE_CHECKING:
     from omnimerge.engine.execute import merged_tensors, run_plan
+    from omnimerge.engine.parents import Parents
 
 __all__ = [
     "MergePlan",
+    "Parents",
     "Recipe",
     "TensorJob",
     "build_plan",
@@ -29,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from omnimerge.engine import execute
 
         return getattr(execute, name)
+    if name == "Parents":
+        from omnimerge.engine.parents import Parents
+
+        return Parents
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

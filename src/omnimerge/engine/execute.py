@@ -19,6 +19,7 @@ from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.writer import copy_files, refuse_existing
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.manifest import write_manifest
+from omnimerge.engine.parents import Parents
 from omnimerge.engine.plan import (
     MergePlan,
     TensorJob,
@@ -70,6 +71,7 @@ def merged_tensors(
     plan: MergePlan,
     parameters: Mapping[str, Any] | None = None,
     overrides: Sequence[Mapping[str, Any]] = (),
+    parents: Parents | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Compute the merged tensors in memory, one by one, as a written checkpoint would hold them.
 
@@ -77,17 +79,21 @@ def merged_tensors(
         plan: what to do.
         parameters: keywords that replace the recipe's, for example ``{"alpha": 0.2}``.
         overrides: entries to put before the recipe's own overrides.
+        parents: inputs that are in memory already, for the next of many merges; see `Parents.hold`.
 
     Yields:
-        (target tensor name, tensor in the output dtype) for every tensor that the merge changes.
+        (target tensor name, tensor in the output dtype) for every tensor that the merge changes,
+        on the device of the parents.
 
     Raises:
         NonFiniteError: if an input holds NaN or infinity, or the result overflows its dtype.
     """
     plan = with_parameters(plan, parameters or {}, overrides)
-    worker = SliceWorker(plan, model_statistics(plan))
+    held = parents.get if parents else None
+    worker = SliceWorker(plan, model_statistics(plan, held), held=held)
+    device = parents.device if parents else "cpu"
     for job in plan.merged:
-        merged = torch.empty(_numel(job), dtype=torch_dtype(job.output.dtype))
+        merged = torch.empty(_numel(job), dtype=torch_dtype(job.output.dtype), device=device)
         for start, stop in slices_of(plan, job):
             merged[start:stop] = worker.compute(job, start, stop)
         yield job.output.name, merged.reshape(job.output.shape)

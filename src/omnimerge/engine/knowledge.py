@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from torch import Tensor
 
+from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.engine.plan import MergePlan, TensorJob, worker_count
 from omnimerge.errors import MethodError, NonFiniteError
@@ -16,14 +17,18 @@ from omnimerge.methods import Statistics
 # Entries that are measured at once: large enough that what a measurement costs by itself is small.
 _MEASURED_ELEMENTS = 1 << 20
 
+Held = Callable[[Checkpoint, str], Tensor | None]
+"""(Checkpoint, tensor name) -> the whole tensor, flat, if it is in memory; see `Parents.get`."""
+
 _Slice = tuple[TensorJob, int, int]
 
 
-def model_statistics(plan: MergePlan) -> Statistics | None:
+def model_statistics(plan: MergePlan, held: Held | None = None) -> Statistics | None:
     """Gather what the method has to know of the whole model, on all threads.
 
     Args:
         plan: what to do; the recipe's own keywords count, overrides do not.
+        held: inputs that are in memory already.
 
     Returns:
         The statistics; None if the method needs none, or those of single tensors.
@@ -39,19 +44,22 @@ def model_statistics(plan: MergePlan) -> Statistics | None:
             slices = (each for job in plan.merged for each in _slices(job))
             # Added up in order, whichever is measured first: sums of floats depend on it.
             while batch := list(islice(slices, 4 * worker_count())):
-                futures = [pool.submit(_measured, known, number, each) for each in batch]
+                futures = [pool.submit(_measured, known, number, each, held) for each in batch]
                 for future in futures:
                     known.add(number, future.result())
             _close(known, number, "a merged tensor")
     return known
 
 
-def tensor_statistics(plan: MergePlan, job: TensorJob) -> Statistics | None:
+def tensor_statistics(
+    plan: MergePlan, job: TensorJob, held: Held | None = None
+) -> Statistics | None:
     """Gather what the method has to know of one tensor.
 
     Args:
         plan: what to do.
         job: the tensor, whose own keywords count.
+        held: inputs that are in memory already.
 
     Returns:
         The statistics; None if the method needs none, or those of the whole model.
@@ -64,16 +72,20 @@ def tensor_statistics(plan: MergePlan, job: TensorJob) -> Statistics | None:
         return None
     for number in range(known.passes):
         for each in _slices(job):
-            known.add(number, _measured(known, number, each))
+            known.add(number, _measured(known, number, each, held))
         _close(known, number, f"tensor {job.output.name!r}")
     return known
 
 
-def _measured(statistics: Statistics, number: int, each: _Slice) -> Tensor:
+def _measured(statistics: Statistics, number: int, each: _Slice, held: Held | None) -> Tensor:
     job, start, stop = each
-    models = [checkpoint.read(name, start, stop) for checkpoint, name in job.sources]
-    base = job.base[0].read(job.base[1], start, stop) if job.base else None
-    return statistics.measure(number, models, base)
+
+    def read(checkpoint: Checkpoint, name: str) -> Tensor:
+        kept = held(checkpoint, name) if held else None
+        return checkpoint.read(name, start, stop) if kept is None else kept[start:stop].cpu()
+
+    models = [read(checkpoint, name) for checkpoint, name in job.sources]
+    return statistics.measure(number, models, read(*job.base) if job.base else None)
 
 
 def _close(statistics: Statistics, number: int, where: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint
 from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size, torch_dtype
-from omnimerge.engine.knowledge import tensor_statistics
+from omnimerge.engine.knowledge import Held, tensor_statistics
 from omnimerge.engine.plan import CHUNK_ELEMENTS, MergePlan, TensorJob
 from omnimerge.errors import NonFiniteError
 from omnimerge.methods import (
@@ -36,11 +36,19 @@ class SliceWorker:
     Args:
         plan: what to do.
         statistics: what the method has to know of the whole model; see `model_statistics`.
+        held: inputs that are in memory already; the others are read from their files.
     """
 
-    def __init__(self, plan: MergePlan, statistics: Statistics | None = None) -> None:
+    def __init__(
+        self,
+        plan: MergePlan,
+        statistics: Statistics | None = None,
+        *,
+        held: Held | None = None,
+    ) -> None:
         self._plan = plan
         self._statistics = statistics
+        self._held = held
         self._known: tuple[str, Statistics | None] = ("", None)
         self._raw: dict[int, Tensor] = {}
         self._floats: dict[int, Tensor] = {}
@@ -68,22 +76,24 @@ class SliceWorker:
                 break
             low, high = max(first, start), min(last, stop)
             if low < high:
-                own = self._plan.target.read(job.output.name, low, high)
+                own = self._plan.target.read(job.output.name, low, high).to(result.device)
                 _rounded(job, own, result[low - start : high - start])
         return result
 
     def _compute(self, job: TensorJob, start: int, stop: int) -> Tensor:
         if (deltas := low_rank_deltas(self._plan, job)) is not None:
             return self._from_factors(job, deltas)
-        inputs = [*job.sources, *([job.base] if job.base else [])]
+        inputs = inputs_of(job)
         raw = [
             self._read(number, checkpoint, name, start, stop)
             for number, (checkpoint, name) in enumerate(inputs)
         ]
         if self._plan.method.slices == "whole":
             return self._whole(job, raw)
-        result = self._buffer(len(inputs), job.output.dtype, stop - start)
-        step = _step(self._plan.method, job, _KERNEL_ELEMENTS)
+        result = self._buffer(len(inputs), job.output.dtype, stop - start, raw[0].device)
+        # On an accelerator there is no cache to stay in, and every call costs.
+        at_once = _KERNEL_ELEMENTS if result.device.type == "cpu" else stop - start
+        step = _step(self._plan.method, job, at_once)
         for begin in range(0, stop - start, step):
             part = slice(begin, min(begin + step, stop - start))
             floats = [self._as_float(number, tensor[part]) for number, tensor in enumerate(raw)]
@@ -131,12 +141,11 @@ class SliceWorker:
     def _statistics_of(self, job: TensorJob) -> Statistics | None:
         """What the method has to know of this tensor; that of the last one asked for is kept."""
         if self._known[0] != job.output.name:
-            self._known = job.output.name, tensor_statistics(self._plan, job)
+            self._known = job.output.name, tensor_statistics(self._plan, job, self._held)
         return self._known[1]
 
     def _explain_non_finite(self, job: TensorJob, raw: list[Tensor], merged: Tensor) -> None:
-        inputs = [*job.sources, *([job.base] if job.base else [])]
-        for (checkpoint, name), tensor in zip(inputs, raw, strict=True):
+        for (checkpoint, name), tensor in zip(inputs_of(job), raw, strict=True):
             if not torch.isfinite(tensor.float()).all():
                 raise NonFiniteError(
                     f"tensor {name!r} of {checkpoint.reference} holds NaN or infinity; repair the "
@@ -165,22 +174,40 @@ class SliceWorker:
     def _read(
         self, number: int, checkpoint: Checkpoint, name: str, start: int, stop: int
     ) -> Tensor:
+        held = self._held(checkpoint, name) if self._held else None
+        if held is not None:
+            return held[start:stop]
         buffer = self._buffer(number, checkpoint.tensors[name].dtype, stop - start)
         checkpoint.read_into(buffer, name, start)
         return buffer
 
-    def _buffer(self, number: int, dtype: str, elements: int) -> Tensor:
+    def _buffer(
+        self, number: int, dtype: str, elements: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
         nbytes = elements * item_size(dtype)
         held = self._raw.get(number)
         if held is None or held.numel() < nbytes:
-            held = self._raw[number] = torch.empty(nbytes, dtype=torch.uint8)
+            held = self._raw[number] = torch.empty(nbytes, dtype=torch.uint8, device=device)
         return held[:nbytes].view(torch_dtype(dtype))
 
     def _as_float(self, number: int, part: Tensor) -> Tensor:
         held = self._floats.get(number)
         if held is None or held.numel() < part.numel():
-            held = self._floats[number] = torch.empty(max(_KERNEL_ELEMENTS, part.numel()))
+            room = max(_KERNEL_ELEMENTS, part.numel())
+            held = self._floats[number] = torch.empty(room, device=part.device)
         return held[: part.numel()].copy_(part)
+
+
+def inputs_of(job: TensorJob) -> list[tuple[Checkpoint, str]]:
+    """Return what an output tensor is merged from.
+
+    Args:
+        job: the output tensor.
+
+    Returns:
+        (Checkpoint, name of a tensor in it): the models', then the base's if there is one.
+    """
+    return [*job.sources, *([job.base] if job.base else [])]
 
 
 def low_rank_deltas(plan: MergePlan, job: TensorJob) -> list[LowRank] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from omnimerge.engine import merged_tensors
+from omnimerge.engine import Parents, merged_tensors
 from omnimerge.errors import CheckpointError, GenerationError, LayoutError
 from omnimerge.generate import Generator, Prompt, Response
 
@@ -51,6 +51,7 @@ class Settings:
         batch_size: the most prompts answered at once; None to find it from memory.
         device: a torch device.
         trust_remote_code: whether code in the target's folder may run.
+        replicated: whether other replicas may run on the same machine.
     """
 
     plan: MergePlan
@@ -59,6 +60,7 @@ class Settings:
     batch_size: int | None
     device: str
     trust_remote_code: bool = False
+    replicated: bool = False
 
 
 class Executor(Protocol):
@@ -103,6 +105,7 @@ class Replica:
     settings: Settings
     _generator: Generator | None = field(default=None, init=False)
     _point: Point | None = field(default=None, init=False)
+    _parents: Parents | None = field(default=None, init=False)
 
     def answers(self, task: Task) -> Iterator[Answers]:
         """Answer a task.
@@ -144,8 +147,13 @@ class Replica:
             )
         if point is not None and self._point != point:
             self._point = None  # a swap that fails half-way leaves no point
+            if self._parents is None:  # once the model has taken what memory it needs
+                self._parents = Parents.hold(
+                    settings.plan, settings.device, host=not settings.replicated
+                )
+            parameters, overrides = settings.space.settings(point)
             self._generator.set_weights(
-                merged_tensors(settings.plan, *settings.space.settings(point))
+                merged_tensors(settings.plan, parameters, overrides, self._parents)
             )
             self._point = point
         return self._generator

@@ -198,7 +198,7 @@ def _settings(described: Mapping[str, Any]) -> Settings:
     # The gates were passed where the search began.
     plan = build_plan(load_recipe(described["recipe"]), force=described["forced"], ancestor=False)
     names = ("space", "max_new_tokens", "batch_size", "device", "trust_remote_code")
-    return Settings(plan, **{name: described[name] for name in names})
+    return Settings(plan, replicated=True, **{name: described[name] for name in names})
 
 
 def _start(ray: Any) -> None:
