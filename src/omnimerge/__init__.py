@@ -5,6 +5,7 @@ The public API, loaded on first use so that `import omnimerge` costs nothing:
 * `load_recipe(source)`: a YAML file or a mapping -> `Recipe`
 * `plan(recipe)`: what a merge would do -> `MergePlan`
 * `merge(recipe, out)`: write the merged checkpoint
+* `verify(out)`: hold a merged checkpoint against its manifest, its target and its recipe
 * `merge_as_adapter(recipe, out, rank)`: write what the merge changes as one PEFT adapter
 * `extract_adapter(base, model, out, rank=16)`: what a fine-tuning changed, as a PEFT adapter
 * `search(recipe, prompts, out)`: find a coefficient without labels -> `SearchResult`
@@ -47,6 +48,7 @@ __all__ = [
     "methods",
     "plan",
     "search",
+    "verify",
 ]
 
 _LAZY = {
@@ -58,6 +60,7 @@ _LAZY = {
     "load_recipe": "omnimerge.engine",
     "merge_state_dicts": "omnimerge.methods",
     "merge_tensors": "omnimerge.methods",
+    "verify": "omnimerge.engine.verify",
 }
 
 
@@ -164,6 +167,8 @@ def merge(
     out: str | Path,
     *,
     overwrite: bool = False,
+    resume: bool = False,
+    memory: int = 10**9,
     force: Collection[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MergePlan:
@@ -171,14 +176,19 @@ def merge(
 
     The folder holds the weights, the target's other files as they are (its README.md under the
     name README.target.md), a manifest and a model card. It appears complete or not at all.
+    A merge that was killed leaves a hidden folder beside it, which `resume` goes on with.
 
     Args:
         recipe: a YAML file, the mapping it would hold, or a `Recipe`.
         out: the folder to create.
         overwrite: replace an existing folder, once the new one is complete.
+        resume: go on with what an interrupted run of the same merge left; if there is nothing,
+            begin; if all is there already, do nothing.
+        memory: bytes for the buffers of all threads together; a matrix that a method has to see
+            whole is held even if it is larger.
         force: names of gates to waive: `accounting`, `geometry`, `quantization`, `ancestor`,
             `finite`.
-        on_progress: called with (bytes written, bytes to write).
+        on_progress: called with (bytes written, bytes to write), first of all with what was there.
 
     Returns:
         The plan that was carried out.
@@ -194,9 +204,18 @@ def merge(
     from omnimerge.engine import build_plan, load_recipe, run_plan
     from omnimerge.report import write_card
 
-    refuse_existing(Path(out), overwrite=overwrite)  # before the ancestor test takes its time
+    if not resume:
+        refuse_existing(Path(out), overwrite=overwrite)  # before the ancestor test takes its time
     built = build_plan(load_recipe(recipe), force=force)
-    run_plan(built, Path(out), overwrite=overwrite, on_progress=on_progress, finish=write_card)
+    run_plan(
+        built,
+        Path(out),
+        overwrite=overwrite,
+        resume=resume,
+        memory=memory,
+        on_progress=on_progress,
+        finish=write_card,
+    )
     return built
 
 

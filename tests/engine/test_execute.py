@@ -430,13 +430,34 @@ def test_a_file_size_limit_is_met_with_one_line(recipe, tmp_path):
     assert leftovers(tmp_path) == []
 
 
-def test_an_interrupt_leaves_nothing(recipe, tmp_path, monkeypatch):
+def test_an_interrupt_keeps_what_is_done(recipe, tmp_path):
     sent = []
 
     def interrupt(done, total):
-        if not sent:
+        if done and not sent:
             sent.append(done)
             os.kill(os.getpid(), signal.SIGINT)
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        omnimerge.merge(recipe, out, on_progress=interrupt)
+    assert leftovers(tmp_path) == [".out.omnimerge"]
+    with pytest.raises(OutputError, match=r"an interrupted merge left .*--resume, .*clean"):
+        omnimerge.merge(recipe, out)
+    seen = []
+    omnimerge.merge(recipe, out, resume=True, on_progress=lambda done, total: seen.append(done))
+    assert seen[0] >= sent[0] and leftovers(tmp_path) == ["out"]
+    omnimerge.merge(recipe, tmp_path / "again")
+    assert contents(out) == contents(tmp_path / "again")
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_an_interrupt_before_anything_is_done_leaves_nothing(recipe, tmp_path):
+    def interrupt(done, total):
+        os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         omnimerge.merge(recipe, tmp_path / "out", on_progress=interrupt)

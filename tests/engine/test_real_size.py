@@ -25,7 +25,7 @@ ROPE = {"rope_type": "default", "rope_theta": 1e6}
 
 def sparse(folder: Path, model, renames: dict[str, str], monkeypatch) -> Path:
     """Write the headers of a model on the meta device; the data are holes."""
-    from omnimerge.checkpoint import writer
+    from omnimerge.checkpoint import shard
 
     tensors = []
     for name, tensor in model.state_dict().items():
@@ -34,7 +34,7 @@ def sparse(folder: Path, model, renames: dict[str, str], monkeypatch) -> Path:
                 name = after + name[len(before) :]
                 break
         tensors.append(OutputTensor(name, dtype_name(torch.bfloat16), tuple(tensor.shape)))
-    monkeypatch.setattr(writer, "_reserve", lambda fd, size: writer.os.ftruncate(fd, size))
+    monkeypatch.setattr(shard, "_reserve", lambda fd, size: shard.os.ftruncate(fd, size))
     with CheckpointWriter(folder, shard_by_size(tensors, 5 * 10**9)) as out:
         (out.folder / "config.json").write_text(json.dumps(model.config.to_dict()))
     monkeypatch.undo()
@@ -107,7 +107,7 @@ def test_the_main_pair_of_the_paper(pair):
 
 def test_mapping_an_index_of_70b(tmp_path, monkeypatch):
     """Headers of a 72B pair: 1,360 tensors against 1,027, in 31 and 30 files; fused on one side."""
-    from omnimerge.checkpoint import writer
+    from omnimerge.checkpoint import shard
 
     hidden, mlp, heads, kv_heads, layers, vocab = 8192, 29568, 64, 8, 80, 152064
     kv = kv_heads * 128
@@ -138,7 +138,7 @@ def test_mapping_an_index_of_70b(tmp_path, monkeypatch):
     fused |= {"mlp.gate_up_proj.weight": (2 * mlp, hidden)}
     tower = {f"visual.blocks.{i}.{name}": (1280,) for i in range(32) for name in "abcdefghijkl"}
     config = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "rope_theta": 1e6}
-    monkeypatch.setattr(writer, "_reserve", lambda fd, size: writer.os.ftruncate(fd, size))
+    monkeypatch.setattr(shard, "_reserve", lambda fd, size: shard.os.ftruncate(fd, size))
     target, donor = tmp_path / "target", tmp_path / "donor"
     ours = saved(target, {**matrices, **split}, tower, config)
     theirs = saved(donor, {**matrices, **fused}, tower, config)

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
+from omnimerge.checkpoint.journal import Journal, read_journal
+from omnimerge.checkpoint.shard import DISK_FULL, OutputTensor, ShardFile, safetensors_header
+from omnimerge.checkpoint.staging import JOURNAL_NAME, MANIFEST_NAME, Staging
 from omnimerge.errors import CheckpointError, OutputError
 
-MANIFEST_NAME = "merge_manifest.json"
-"""The file that marks a folder as the output of a merge."""
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
-    """One tensor of the output: its name, safetensors dtype and shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the tensor takes."""
-        size = item_size(self.dtype)
-        for n in self.shape:
-            size *= n
-        return size
+__all__ = ["MANIFEST_NAME", "CheckpointWriter", "OutputTensor", "copy_files", "refuse_existing"]
 
 
 def shard_by_size(tensors: Sequence[OutputTensor], limit: int) -> list[list[OutputTensor]]:
@@ -64,17 +42,25 @@ def shard_by_size(tensors: Sequence[OutputTensor], limit: int) -> list[list[Outp
 class CheckpointWriter:
     """Write safetensors shards in place, in a hidden sibling folder that is renamed at the end.
 
-    Used as a context manager: leaving it normally commits, leaving it by an exception removes
-    everything that was written, so `out` is either complete or not there.
+    Used as a context manager: leaving it normally commits, so `out` is either complete or not
+    there. Leaving it by an exception removes what was written; with a `key`, an interruption, and
+    an error of the disk once something is in the journal, leave it to be resumed.
 
     Args:
         out: the folder to create.
         shards: the tensors of each shard, in file order.
         overwrite: replace the folder of an earlier merge, once the new one is complete.
         stem: the weight files' name without its ending.
+        key: what the output's bytes depend on, as a digest; a journal is kept under it.
+        resume: go on with what a writer of the same key left.
+
+    Attributes:
+        folder: the hidden folder, where files may be added.
+        resumed: bytes of tensors that an earlier writer had written.
 
     Raises:
-        OutputError: if `out` exists and may not be replaced, or the disk is full.
+        OutputError: if `out` exists and may not be replaced, the disk is full, another process is
+            writing it, or something else was left there.
     """
 
     def __init__(
@@ -84,27 +70,36 @@ class CheckpointWriter:
         *,
         overwrite: bool = False,
         stem: str = "model",
+        key: str = "",
+        resume: bool = False,
     ) -> None:
-        self._stem = stem
         self.out = out if not out.is_symlink() else out.resolve()
-        self._shards = shards
-        self._overwrite = overwrite
-        self._places: dict[str, tuple[int, int]] = {}
-        self._descriptors: list[int] = []
-        self._made: list[Path] = []
         self.folder = self.out
+        self.resumed = 0
+        self._stem, self._key, self._resume = stem, key, resume
+        self._tensors = shards
+        self._overwrite = overwrite
+        self._shards: list[ShardFile] = []
+        self._places: dict[str, tuple[ShardFile, int]] = {}
+        self._staging: Staging | None = None
+        self._journal: Journal | None = None
 
     def __enter__(self) -> CheckpointWriter:
         refuse_existing(self.out, overwrite=self._overwrite)
         try:
-            self._made = _make_folders(self.out.parent)
-            prefix = f".{self.out.name}.omnimerge-"
-            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self.out.parent))
-            self.folder.chmod(0o777 & ~_umask())
-            self._create_shards()
+            self._staging = Staging(self.out)
+            self.folder = self._staging.folder
+            done = self._left_by_another()
+            self._create_shards(done)
+            if self._key:
+                self._journal = Journal(self.folder / JOURNAL_NAME, self._key, self._shards)
         except OSError as error:
             self._discard()
             raise _explain(error, self.out) from error
+        except OutputError:  # somebody else's
+            if self._staging is not None:
+                self._staging.release()
+            raise
         return self
 
     def write(self, name: str, data: memoryview, start: int = 0) -> None:
@@ -118,14 +113,25 @@ class CheckpointWriter:
         Raises:
             OutputError: if the bytes cannot be written.
         """
-        descriptor, offset = self._places[name]
-        position = offset + start
+        shard, offset = self._places[name]
         try:
-            while data.nbytes:
-                count = os.pwrite(descriptor, data, position)
-                data, position = data[count:], position + count
+            shard.write(data, offset + start)
         except OSError as error:
             raise _explain(error, self.out) from error
+
+    def has(self, name: str, start: int, stop: int) -> bool:
+        """Tell whether bytes of a tensor are written, by this writer or the one before.
+
+        Args:
+            name: a tensor of the output.
+            start: the first byte within the tensor.
+            stop: one past the last.
+
+        Returns:
+            Whether all of them are.
+        """
+        shard, offset = self._places[name]
+        return shard.covers(offset + start, offset + stop)
 
     def read_back(self) -> dict[str, TensorMeta]:
         """Read the headers of the written shards.
@@ -133,16 +139,15 @@ class CheckpointWriter:
         Returns:
             Tensor name -> what the header says of it.
         """
-        files = [self.folder / self._shard_name(n) for n in self._numbers()]
-        return {meta.name: meta for file in files for meta in read_safetensors_header(file)}
+        return {m.name: m for shard in self._shards for m in read_safetensors_header(shard.path)}
 
-    def _shard_name(self, number: int) -> str:
-        count = len(self._shards)
-        which = f"-{number:05d}-of-{count:05d}" if count > 1 else ""
-        return f"{self._stem}{which}.safetensors"
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of every shard, read back from where it was written.
 
-    def _numbers(self) -> range:
-        return range(1, len(self._shards) + 1)
+        Returns:
+            File name -> digest in hexadecimal.
+        """
+        return {shard.path.name: shard.digest() for shard in self._shards}
 
     def __exit__(
         self,
@@ -150,72 +155,122 @@ class CheckpointWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            self._discard()
+        if error is not None:
+            kept = self._leave(error)
             if isinstance(error, OSError):  # from whoever added files to the folder
-                raise _explain(error, self.out) from error
+                raise _explain(error, self.out, kept) from error
+            if kept and isinstance(error, (OutputError, CheckpointError)):
+                raise type(error)(f"{error}{_go_on(self.out)}") from error
             return
         try:
             self._commit()
         except OSError as problem:
-            self._discard()
-            raise _explain(problem, self.out) from problem
+            raise _explain(problem, self.out, self._leave(problem)) from problem
         except BaseException:
             self._discard()
             raise
 
-    def _create_shards(self) -> None:
-        for number, tensors in enumerate(self._shards, start=1):
-            header, starts = _header(tensors)
-            path = self.folder / self._shard_name(number)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            self._descriptors.append(descriptor)
-            total = len(header) + sum(tensor.nbytes for tensor in tensors)
-            _reserve(descriptor, total)
-            os.pwrite(descriptor, header, 0)
-            for tensor, begin in zip(tensors, starts, strict=True):
-                self._places[tensor.name] = (descriptor, len(header) + begin)
+    def _left_by_another(self) -> list[list[list[int]]]:
+        """What the journal of an earlier writer says is done; what cannot be used is removed."""
+        staging = self._staging
+        if staging is None or not staging.found:
+            return []
+        key, ranges = read_journal(self.folder / JOURNAL_NAME)
+        if key and not self._resume:
+            raise OutputError(
+                f"an interrupted merge left {self.folder}; go on with it by --resume, or remove it "
+                f"with `omnimerge clean {self.out}`"
+            )
+        if key and key != self._key:
+            raise OutputError(
+                f"{self.folder} is of another merge (other recipe, inputs or versions) and cannot "
+                f"be resumed; remove it with `omnimerge clean {self.out}`"
+            )
+        if len(ranges) != len(self._tensors):
+            staging.empty()
+            return []
+        return ranges
+
+    def _create_shards(self, done: Sequence[Sequence[Sequence[int]]]) -> None:
+        count = len(self._tensors)
+        for number, tensors in enumerate(self._tensors):
+            which = f"-{number + 1:05d}-of-{count:05d}" if count > 1 else ""
+            path = self.folder / f"{self._stem}{which}.safetensors"
+            first = len(safetensors_header(tensors)[0])
+            size = first + sum(tensor.nbytes for tensor in tensors)
+            there = bool(done) and path.is_file() and path.stat().st_size == size
+            shard = ShardFile(path, tensors, begin_anew=not there)
+            self._shards.append(shard)
+            self._places |= {name: (shard, place) for name, place in shard.places.items()}
+            for start, stop in done[number] if there else ():
+                shard.mark(start, stop)
+                self.resumed += max(0, stop - max(start, first))
 
     def _commit(self) -> None:
-        for descriptor in self._descriptors:
-            os.fsync(descriptor)
+        if self._staging is None:
+            return
+        for shard in self._shards:
+            shard.sync()
         self._close()
         if len(self._shards) > 1:
             self._write_index()
-        _sync_folder(self.folder)
+        (self.folder / JOURNAL_NAME).unlink(missing_ok=True)
         refuse_existing(self.out, overwrite=self._overwrite)  # it may have appeared meanwhile
-        _replace(self.folder, self.out)
-        _sync_folder(self.out.parent)
+        self._staging.commit()
 
     def _write_index(self) -> None:
         weight_map: dict[str, str] = {}
-        for number, tensors in enumerate(self._shards, start=1):
-            file = self._shard_name(number)
-            weight_map.update({tensor.name: file for tensor in tensors})
-        total = sum(tensor.nbytes for tensors in self._shards for tensor in tensors)
+        for shard, tensors in zip(self._shards, self._tensors, strict=True):
+            weight_map.update({tensor.name: shard.path.name for tensor in tensors})
+        total = sum(tensor.nbytes for tensors in self._tensors for tensor in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         path = self.folder / f"{self._stem}.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
+    def _leave(self, error: BaseException) -> bool:
+        """Keep what can be resumed and is worth it, remove everything else."""
+        journal, staging = self._journal, self._staging
+        if journal is None or staging is None:
+            self._discard()
+            return False
+        tensors = sum(tensor.nbytes for tensors in self._tensors for tensor in tensors)
+        headers = sum(shard.size for shard in self._shards) - tensors
+        if isinstance(error, KeyboardInterrupt):
+            kept = sum(shard.nbytes_done for shard in self._shards) > headers
+            if kept:
+                with contextlib.suppress(OSError, KeyboardInterrupt):  # the last second's work
+                    journal.note()
+        else:
+            broken = isinstance(error, (OSError, OutputError, CheckpointError))
+            kept = broken and journal.nbytes > headers
+        if not kept:
+            self._discard()
+            return False
+        _undisturbed(self._close)
+        staging.release()
+        return True
+
     def _close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        if self._journal is not None:
+            self._journal.stop()
+            self._journal = None
+        for shard in self._shards:
+            shard.close()
 
     def _discard(self) -> None:
-        while True:
-            try:
-                self._remove()
-            except KeyboardInterrupt:  # a second one: tidy up first, the first still ends the run
-                continue
-            return
+        _undisturbed(self._close)
+        if self._staging is not None:
+            _undisturbed(self._staging.discard)
 
-    def _remove(self) -> None:
-        self._close()
-        if self.folder != self.out:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # a folder that is not empty is not ours any more
-            for folder in self._made:
-                folder.rmdir()
+
+def _undisturbed(tidy_up: Callable[[], None]) -> None:
+    """Tidy up to the end; a Ctrl-C more does not stop it, the first still ends the run."""
+    while True:
+        try:
+            tidy_up()
+        except KeyboardInterrupt:
+            continue
+        return
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
@@ -245,81 +300,19 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
         raise _explain(error, out) from error
 
 
-def _header(tensors: Sequence[OutputTensor]) -> tuple[bytes, list[int]]:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    starts, position = [], 0
-    for tensor in tensors:
-        end = position + tensor.nbytes
-        entries[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        starts.append(position)
-        position = end
-    raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % 8)
-    return len(raw).to_bytes(8, "little") + raw, starts
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Take the space now, so that a full disk is met before the work and not after it."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-            return
-        except OSError as error:
-            if error.errno in _DISK_FULL:
-                raise
-            # Some network file systems cannot reserve; then the space shows while writing.
-    os.ftruncate(descriptor, size)
-
-
-def _replace(new: Path, out: Path) -> None:
-    if not out.exists():
-        new.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.omnimerge-old-", dir=out.parent))
-    try:
-        out.rename(old / out.name)
-        try:
-            new.rename(out)
-        except OSError:
-            (old / out.name).rename(out)
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _make_folders(folder: Path) -> list[Path]:
-    """Create a folder and its parents; return those that were created, the deepest first."""
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets folders be synced
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-def _explain(error: OSError, out: Path) -> OutputError:
+def _explain(error: OSError, out: Path, kept: bool = False) -> OutputError:
     """Say what went wrong in terms of the folder the user asked for."""
-    if error.errno in _DISK_FULL:
+    more = _go_on(out) if kept else ""
+    if error.errno in DISK_FULL:
         return OutputError(
             f"no space left for {out} ({error.strerror}); free some, or give a folder elsewhere"
+            f"{more}"
         )
-    return OutputError(f"cannot write {out}: {error.strerror or error}")
+    return OutputError(f"cannot write {out}: {error.strerror or error}{more}")
+
+
+def _go_on(out: Path) -> str:
+    return f"; what is done is kept: go on with --resume, or remove it: `omnimerge clean {out}`"
 
 
 def copy_files(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import signal
+import threading
 from typing import Any
 
 import click
@@ -17,6 +19,8 @@ _COMMANDS = {
     "layout": "Show how a checkpoint names its language model, or infer it.",
     "plan": "Show what a merge would do, without reading weights.",
     "merge": "Merge checkpoints into one that transformers loads.",
+    "verify": "Hold a merged checkpoint against its manifest, target and recipe.",
+    "clean": "Remove what interrupted merges left.",
     "extract-adapter": "Write what a fine-tuning changed as a PEFT adapter.",
     "search": "Find the merging coefficient without labels.",
     "select": "Choose a coefficient from answers that a harness logged.",
@@ -67,6 +71,36 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except OmnimergeError as error:
             raise click.ClickException(str(error)) from error
+        except TerminatedError as error:
+            click.echo(f"Terminated.{_left(ctx)}", err=True)
+            raise click.exceptions.Exit(1) from error
+        except KeyboardInterrupt as error:
+            click.echo(f"Interrupted.{_left(ctx)}", err=True)
+            raise click.exceptions.Exit(130) from error
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM came: end as on Ctrl-C."""
+
+
+def _terminate(number: int, frame: Any) -> None:  # noqa: ARG001
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: tidying up takes a moment
+    raise TerminatedError
+
+
+def _left(ctx: click.Context) -> str:
+    """What a merge that was interrupted left, and how to go on."""
+    out = (ctx.obj or {}).get("out")
+    if out is None:
+        return ""
+    from omnimerge.checkpoint.staging import leftovers
+
+    if not any(each.resumable for each in leftovers(out)):
+        return " Nothing was written."
+    return (
+        " What is done is kept: go on by the same command with --resume, or remove it with "
+        f"`omnimerge clean {out}`."
+    )
 
 
 @click.group(
@@ -77,3 +111,5 @@ class _LazyGroup(click.Group):
 @click.version_option(package_name="omnimerge", message="%(version)s")
 def main() -> None:
     """Merge multimodal LLMs: map, merge and search, without training and without labels."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)

@@ -42,6 +42,13 @@ criterion_option = click.option(
     show_default=True,
     type=click.Choice(["unanimity", "pairwise", "backward"]),
 )
+memory_option = click.option(
+    "--memory",
+    default="1GB",
+    show_default=True,
+    metavar="SIZE",
+    help="For the buffers of all threads; larger matrices that a method takes whole run alone.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -113,6 +120,27 @@ def byte_progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def bytes_from(option: str, value: str) -> int:
+    """Read a size given on the command line.
+
+    Args:
+        option: where it was given.
+        value: such as ``1GB``.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        BadParameter: if it is no size.
+    """
+    from omnimerge.engine.recipe import parse_size
+
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 def show_adapter(summary: Any, out: Any) -> None:

@@ -10,7 +10,9 @@ import click
 
 from omnimerge.cli._console import (
     byte_progress,
+    bytes_from,
     force_option,
+    memory_option,
     recipe_from,
     recipe_options,
     show_adapter,
@@ -22,6 +24,7 @@ Examples:
   omnimerge merge recipe.yaml -o merged/
   omnimerge merge --method adamms --target ./qwen2-vl --model ./llava-onevision \\
       --param alpha=0.3 -o merged/
+  omnimerge merge recipe.yaml -o merged/ --resume     # after Ctrl-C, kill -9, a loss of power
   omnimerge merge --method optmerge --base ./qwen2-vl --adapter ./lora-ocr --adapter ./lora-chart \\
       --as-adapter 32 -o merged-lora/
 """
@@ -32,6 +35,8 @@ Examples:
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="New folder.")
 @click.option("--seed", type=int, help="For methods that draw at random.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, once the merge is complete.")
+@click.option("--resume", is_flag=True, help="Go on with a merge that was interrupted.")
+@memory_option
 @click.option(
     "--as-adapter",
     metavar="RANK",
@@ -44,6 +49,8 @@ def command(
     parameters: tuple[str, ...],
     out: Path,
     overwrite: bool,
+    resume: bool,
+    memory: str,
     as_adapter: int | None,
     force: tuple[str, ...],
     **options: Any,
@@ -54,6 +61,10 @@ def command(
     """
     import omnimerge
 
+    if as_adapter and resume:
+        raise click.UsageError("--as-adapter cannot be resumed; leave one of them out")
+    bound = bytes_from("--memory", memory)
+    click.get_current_context().find_root().obj = {"out": out}
     start = time.perf_counter()
     parsed = recipe_from(recipe, options, parameters)
     if as_adapter:
@@ -63,10 +74,26 @@ def command(
             )
         show_adapter(summary, out)
         return
-    with byte_progress("merging") as on_progress:
+    there: list[int] = []
+    with byte_progress("merging") as show:
+
+        def on_progress(done: int, total: int) -> None:
+            there.append(done) if not there else None
+            if show:
+                show(done, total)
+
         plan = omnimerge.merge(
-            parsed, out, overwrite=overwrite, force=force, on_progress=on_progress
+            parsed,
+            out,
+            overwrite=overwrite,
+            resume=resume,
+            memory=bound,
+            force=force,
+            on_progress=on_progress,
         )
+    if there[0] == plan.bytes_to_write:
+        click.echo(f"{out} is complete already")
+        return
     elapsed = time.perf_counter() - start
     kept = len(plan.jobs) - len(plan.merged)
     shown = ", ".join(f"{key} {value}" for key, value in plan.recipe.all_parameters.items())
@@ -74,4 +101,5 @@ def command(
     click.echo(f"merged {len(plan.merged)} tensors, kept {kept} of the target's:")
     for reason, count in plan.kept_reasons().items():
         click.echo(f"  {count:5}  {reason}")
-    click.echo(f"wrote {size(plan.bytes_to_write)} in {elapsed:.1f} s")
+    before = f", {size(there[0])} of it before" if there[0] else ""
+    click.echo(f"wrote {size(plan.bytes_to_write)}{before} in {elapsed:.1f} s")

@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from omnimerge.cli._console import (
+    bytes_from,
     force_option,
     json_option,
+    memory_option,
     print_json,
     recipe_from,
     recipe_options,
@@ -27,6 +29,7 @@ A recipe:
 
 @click.command("plan", epilog=_EPILOG)
 @recipe_options
+@memory_option
 @force_option
 @json_option
 def command(
@@ -34,11 +37,13 @@ def command(
     parameters: tuple[str, ...],
     force: tuple[str, ...],
     as_json: bool,
+    memory: str,
     **options: Any,
 ) -> None:
     """Show what a merge would do. Reads headers only; what looks at weights runs when merging."""
     import omnimerge
 
+    bound = bytes_from("--memory", memory)
     plan = omnimerge.plan(recipe_from(recipe, options, parameters), force=force)
     if as_json:
         print_json(plan.to_dict())
@@ -49,10 +54,16 @@ def command(
         click.echo(f"model   {model.location}")
     if plan.base:
         click.echo(f"base    {plan.base.folder}")
+    peak = max(plan.largest, min(bound, plan.peak_memory))
     rows = [("merged", len(plan.merged), plan.method.name)]
     rows += [("kept", count, why) for why, count in plan.kept_reasons().items()]
     table(("tensors", "count", "why"), rows, "lrl")
     click.echo(
         f"reads {size(plan.bytes_to_read)}, writes {size(plan.bytes_to_write)} in "
-        f"{len(plan.shards)} file(s), buffers up to {size(plan.peak_memory)}"
+        f"{len(plan.shards)} file(s), buffers up to {size(peak)}"
     )
+    if plan.largest > bound:
+        click.echo(
+            f"{plan.method.name} takes matrices whole: the largest needs {size(plan.largest)}, "
+            f"more than --memory {memory}; such ones run alone"
+        )

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
+from omnimerge.checkpoint.staging import clean, leftovers
 from omnimerge.checkpoint.writer import copy_files, refuse_existing
+from omnimerge.engine.inputs import InputFiles, merge_key
 from omnimerge.engine.knowledge import model_statistics
-from omnimerge.engine.manifest import write_manifest
+from omnimerge.engine.manifest import file_hash, manifest_key, write_manifest
 from omnimerge.engine.parents import Parents
 from omnimerge.engine.plan import (
     MergePlan,
@@ -29,8 +32,24 @@ from omnimerge.engine.plan import (
 from omnimerge.engine.slices import SliceWorker, slices_of
 from omnimerge.errors import OutputError
 
+MEMORY = 10**9
+"""Default of `run_plan`: bytes for the buffers of all threads."""
+
 Progress = Callable[[int, int], None]
 _Task = tuple[TensorJob, list[tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a merge went.
+
+    Attributes:
+        resumed: bytes of tensors that an earlier, interrupted run had written.
+        complete: whether nothing was left to do.
+    """
+
+    resumed: int
+    complete: bool
 
 
 def run_plan(
@@ -38,33 +57,56 @@ def run_plan(
     out: Path,
     *,
     overwrite: bool = False,
+    resume: bool = False,
+    memory: int = MEMORY,
     on_progress: Progress | None = None,
     finish: Callable[[Path], None] | None = None,
-) -> None:
+) -> Outcome:
     """Merge: write the output folder, complete or not at all.
+
+    What is done is written down about once a second, so that a merge that was killed can go on.
 
     Args:
         plan: what to do.
         out: the folder to create.
         overwrite: replace an existing folder, once the new one is complete.
-        on_progress: called with (bytes written, bytes to write).
+        resume: go on with what an interrupted run of the same merge left; without one, begin.
+        memory: bytes for the buffers of all threads together. A method that takes whole matrices
+            gets those that are larger one at a time.
+        on_progress: called with (bytes written, bytes to write), first with what was there.
         finish: called with the folder, all files in place, before it gets its name; may add files.
 
+    Returns:
+        What of it was there already.
+
     Raises:
-        OutputError: if the output exists or cannot be written.
+        OutputError: if the output exists or cannot be written, or another process writes it.
         NonFiniteError: if an input holds NaN or infinity, or the result overflows its dtype.
-        CheckpointError: if an input cannot be read.
+        CheckpointError: if an input cannot be read, or changes meanwhile.
     """
     _protect_inputs(plan, out)
+    files = InputFiles(plan)
+    key = merge_key(plan, files)
+    if resume and manifest_key(out) == key:
+        for each in leftovers(out):  # killed between taking its place and removing the earlier one
+            if not each.resumable and each.out == out:
+                clean(each)
+        if on_progress:
+            on_progress(plan.bytes_to_write, plan.bytes_to_write)
+        return Outcome(plan.bytes_to_write, complete=True)
     refuse_existing(out, overwrite=overwrite)
     _check_disk(plan, out)
-    with CheckpointWriter(out, plan.shards, overwrite=overwrite) as writer:
-        _stream(plan, writer, on_progress)
-        _copy_non_weights(plan, writer.folder)
-        write_manifest(plan, writer.folder)
+    writer = CheckpointWriter(out, plan.shards, overwrite=overwrite, key=key, resume=resume)
+    with writer:
+        _stream(plan, writer, memory, on_progress)
         _verify(plan, writer)
+        copied = _copy_non_weights(plan, writer.folder)
+        files.check()
+        digests = writer.digests() | {name: file_hash(writer.folder / name) for name in copied}
+        write_manifest(plan, writer.folder, key=key, files=dict(sorted(digests.items())))
         if finish:
             finish(writer.folder)
+    return Outcome(writer.resumed, complete=False)
 
 
 def merged_tensors(
@@ -99,16 +141,19 @@ def merged_tensors(
         yield job.output.name, merged.reshape(job.output.shape)
 
 
-def _stream(plan: MergePlan, writer: CheckpointWriter, on_progress: Progress | None) -> None:
+def _stream(
+    plan: MergePlan, writer: CheckpointWriter, memory: int, on_progress: Progress | None
+) -> None:
     with _single_threaded_kernels():
-        statistics = model_statistics(plan)
-        todo = _Todo(plan, on_progress)
+        todo = _Todo(plan, writer, memory, on_progress)
+        statistics = model_statistics(plan) if todo.anything else None
 
         def work() -> None:
             worker = SliceWorker(plan, statistics)
             try:
                 while task := todo.next_task():
-                    _run_task(worker, writer, task, todo)
+                    with todo.room_for(task):
+                        _run_task(worker, writer, task, todo)
             except BaseException:
                 todo.ended.set()
                 raise
@@ -126,12 +171,43 @@ def _stream(plan: MergePlan, writer: CheckpointWriter, on_progress: Progress | N
 class _Todo:
     """What is left to do, shared by the workers."""
 
-    def __init__(self, plan: MergePlan, on_progress: Progress | None) -> None:
-        self._tasks = _tasks(plan)
+    def __init__(
+        self,
+        plan: MergePlan,
+        writer: CheckpointWriter,
+        memory: int,
+        on_progress: Progress | None,
+    ) -> None:
+        self._plan = plan
+        self._tasks = _tasks(plan, writer)
         self._lock = threading.Lock()
         self._on_progress = on_progress
-        self._done, self._total = 0, plan.bytes_to_write
+        self._done, self._total = writer.resumed, plan.bytes_to_write
+        self._memory, self._used = memory, 0
+        self._freed = threading.Condition()
         self.ended = threading.Event()
+        if on_progress:
+            on_progress(self._done, self._total)
+
+    @property
+    def anything(self) -> bool:
+        """Whether anything is left at all."""
+        return self._done < self._total
+
+    @contextmanager
+    def room_for(self, task: _Task) -> Iterator[None]:
+        """Wait until the task's buffers fit; one that never fits runs alone."""
+        cost = self._plan.memory_of(task[0])
+        with self._freed:
+            while self._used and self._used + cost > self._memory and not self.ended.is_set():
+                self._freed.wait(timeout=1.0)
+            self._used += cost
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._used -= cost
+                self._freed.notify_all()
 
     def next_task(self) -> _Task | None:
         with self._lock:
@@ -144,14 +220,21 @@ class _Todo:
                 self._on_progress(self._done, self._total)
 
 
-def _tasks(plan: MergePlan) -> Iterator[_Task]:
-    """Slices of tensors, in file order, so that reads and writes go forward through the files.
+def _tasks(plan: MergePlan, writer: CheckpointWriter) -> Iterator[_Task]:
+    """Slices that are not written yet, in file order: reads and writes go forward through files.
 
     A tensor that the method has to know as a whole is one task: its thread knows it then.
     """
     known = plan.method.new_statistics(plan.recipe.model_count(), plan.recipe.all_parameters)
     for job in plan.jobs:
-        slices = slices_of(plan, job)
+        size = item_size(job.output.dtype)
+        slices = [
+            (start, stop)
+            for start, stop in slices_of(plan, job)
+            if start == stop or not writer.has(job.output.name, start * size, stop * size)
+        ]
+        if not slices:
+            continue
         if job.merged and known and known.scope == "tensor":
             yield job, slices
         else:
@@ -169,13 +252,15 @@ def _run_task(worker: SliceWorker, writer: CheckpointWriter, task: _Task, todo: 
         todo.report(int(data.nbytes))
 
 
-def _copy_non_weights(plan: MergePlan, folder: Path) -> None:
-    names = plan.target.other_files()
-    copy_files(plan.target.folder, names, folder, renamed={"README.md": "README.target.md"})
+def _copy_non_weights(plan: MergePlan, folder: Path) -> list[str]:
+    """Copy the target's other files; return their names in the output."""
+    names, renamed = plan.target.other_files(), {"README.md": "README.target.md"}
+    copy_files(plan.target.folder, names, folder, renamed=renamed)
     if plan.recipe.dtype != "auto":
         config = _with_dtype(plan.target.config, plan.recipe.dtype)
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return [renamed.get(str(name), str(name)) for name in names]
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -199,7 +284,7 @@ def _protect_inputs(plan: MergePlan, out: Path) -> None:
 
 def _check_disk(plan: MergePlan, out: Path) -> None:
     parent = next((p for p in out.absolute().parents if p.is_dir()), Path("/"))
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(parent).free + sum(each.nbytes for each in leftovers(out))
     if free < plan.bytes_to_write:
         raise OutputError(
             f"no space left for {out}: {plan.bytes_to_write:,} bytes are needed and {free:,} are "

@@ -24,16 +24,13 @@ def manifest(plan: MergePlan) -> dict[str, Any]:
         A JSON-ready mapping: recipe, inputs with sizes and header hashes, versions, counts, and per
         tensor what was done.
     """
-    inputs = {"target": plan.target, **{f"models.{i}": m for i, m in enumerate(plan.models)}}
-    if plan.base:
-        inputs["base"] = plan.base
     return {
         "format": 1,
         "recipe": plan.recipe.model_dump(mode="json", exclude_none=True),
         "seed": plan.recipe.seed,
         "select": plan.recipe.selection,
         "forced": list(plan.forced),
-        "inputs": {role: _input(checkpoint) for role, checkpoint in inputs.items()},
+        "inputs": {role: _input(checkpoint) for role, checkpoint in roles(plan).items()},
         "versions": versions(),
         "counts": {
             plan.method.name: len(plan.merged),
@@ -63,15 +60,58 @@ def manifest(plan: MergePlan) -> dict[str, Any]:
     }
 
 
-def write_manifest(plan: MergePlan, folder: Path) -> None:
+def roles(plan: MergePlan) -> dict[str, Checkpoint]:
+    """Name the inputs of a merge.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        ``target``, ``models.0`` ... and ``base``.
+    """
+    found = {"target": plan.target, **{f"models.{i}": m for i, m in enumerate(plan.models)}}
+    return {**found, "base": plan.base} if plan.base else found
+
+
+def write_manifest(plan: MergePlan, folder: Path, **more: Any) -> None:
     """Write the manifest of a merge into a folder.
 
     Args:
         plan: the plan that was carried out.
         folder: the output folder.
+        more: further entries: the merge's `key`, the output's `files`.
     """
-    text = json.dumps(manifest(plan), indent=1, ensure_ascii=False)
+    text = json.dumps(manifest(plan) | more, indent=1, ensure_ascii=False)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def manifest_key(folder: Path) -> str:
+    """Return the key of the merge that wrote a folder; see `merge_key`.
+
+    Args:
+        folder: any folder.
+
+    Returns:
+        The key; empty if it was not written by a merge.
+    """
+    try:
+        found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("key", "")) if isinstance(found, dict) else ""
+
+
+def file_hash(file: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Args:
+        file: the file.
+
+    Returns:
+        The digest in hexadecimal.
+    """
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -123,12 +123,26 @@ class MergePlan:
 
     @property
     def peak_memory(self) -> int:
-        """Bytes that the buffers of all workers take at most, an estimate from above."""
+        """Bytes that the buffers of all workers take, an estimate from above, without a limit."""
+        return worker_count() * self.largest
+
+    @property
+    def largest(self) -> int:
+        """Bytes that the buffers for the largest slice take: below this, no limit can be kept."""
+        return max((self.memory_of(job) for job in self.jobs), default=0)
+
+    def memory_of(self, job: TensorJob) -> int:
+        """Estimate from above what the buffers for a slice of a tensor take.
+
+        Args:
+            job: the tensor.
+
+        Returns:
+            Bytes; for a method that takes whole matrices, those of the matrix.
+        """
         per_element = 8 * (len(self.models) + 4)  # float32 beside the widest stored form
-        elements = CHUNK_ELEMENTS
-        if self.method.slices == "whole":
-            elements = max([elements, *(_numel(job.output) for job in self.merged)])
-        return worker_count() * elements * per_element
+        whole = job.merged and self.method.slices == "whole"
+        return per_element * (_numel(job.output) if whole else CHUNK_ELEMENTS)
 
     def kept_reasons(self) -> dict[str, int]:
         """Count the kept tensors by reason.

@@ -163,7 +163,18 @@ def _entries(value: Any) -> Any:
     return value
 
 
-def _parse_size(value: Any) -> Any:
+def parse_size(value: Any) -> int:
+    """Read a number of bytes.
+
+    Args:
+        value: such as ``5GB``, ``500 MiB`` or 1000.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: if it is no size.
+    """
     match = re.fullmatch(r"([\d.]+)\s*([A-Za-z]*)", str(value).strip())
     if not match or match.group(2).upper() not in _UNITS:
         raise ValueError(f"{value!r} is no size; write for example 5GB or 500MB")
@@ -190,7 +201,7 @@ class Recipe(_Strict):
     branches: Branches | None = None
     layouts: tuple[Reference, ...] = ()
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    max_shard_size: Annotated[int, BeforeValidator(_parse_size)] = 5 * 10**9
+    max_shard_size: Annotated[int, BeforeValidator(parse_size)] = 5 * 10**9
     seed: int = 0
 
     @model_validator(mode="after")

@@ -1,0 +1,114 @@
+"""What of an output is safely on disk, so that a merge that was killed can go on.
+
+One JSON value a line: first the key of the merge, then, again and again, the ranges of bytes of
+every shard that are written. A line is added only when the disk has the bytes it speaks of, so that
+the journal never promises too much, not even after a loss of power. A line that was cut off while
+it was written is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from omnimerge.checkpoint.shard import ShardFile
+
+INTERVAL = 1.0
+"""Seconds between two lines."""
+
+
+def read_journal(file: Path) -> tuple[str, list[list[list[int]]]]:
+    """Read a journal.
+
+    Args:
+        file: the journal.
+
+    Returns:
+        The key of the merge, empty if there is no journal; and per shard the ranges written.
+    """
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+    except OSError:
+        return "", []
+    key, ranges = "", []
+    for line in lines:
+        if not line.endswith(b"\n"):
+            break
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not key:
+            key = str(entry["merge"]) if isinstance(entry, dict) and "merge" in entry else ""
+            if not key:
+                break
+        else:
+            ranges = entry
+    return key, ranges
+
+
+class Journal:
+    """Writes a journal, in a thread of its own.
+
+    Args:
+        file: the journal; what it holds is replaced.
+        key: of the merge.
+        shards: the files it speaks of.
+
+    Attributes:
+        failed: what went wrong while writing it, if something did.
+    """
+
+    def __init__(self, file: Path, key: str, shards: Sequence[ShardFile]) -> None:
+        self.failed: OSError | None = None
+        self._shards = shards
+        self._written: list[list[tuple[int, int]]] = []
+        self._stopping = threading.Event()
+        fresh = file.with_suffix(".new")
+        self._stream = fresh.open("wb", buffering=0)
+        try:
+            self._line({"merge": key})
+            self.note()
+            fresh.replace(file)  # from one whole journal to the next
+        except BaseException:
+            self._stream.close()
+            raise
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the output, headers included, that a later merge would not write again."""
+        return sum(stop - start for shard in self._written for start, stop in shard)
+
+    def note(self) -> None:
+        """Wait for the disk, then write down what it has."""
+        ranges = [shard.ranges() for shard in self._shards]
+        if ranges == self._written:
+            return
+        changed = [i for i, each in enumerate(ranges) if each != (self._written or ranges)[i]]
+        for number in changed or range(len(ranges)):
+            self._shards[number].sync()
+        self._line(ranges)
+        self._written = ranges
+
+    def stop(self) -> None:
+        """Stop the thread and close the file, which stays; may be called again."""
+        self._stopping.set()
+        self._thread.join()
+        self._stream.close()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(INTERVAL):
+            try:
+                self.note()
+            except OSError as error:  # the merge itself will meet it, and say so
+                self.failed = error
+                return
+
+    def _line(self, value: object) -> None:
+        self._stream.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+        os.fsync(self._stream.fileno())

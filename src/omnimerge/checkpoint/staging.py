@@ -1,0 +1,228 @@
+"""The hidden folder beside an output in which it grows, and what dead processes left of such.
+
+It is ``.NAME.omnimerge``, locked by the process that writes into it. It gets its final name by one
+rename; one that replaces an earlier output is exchanged with it in one step where the system can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from omnimerge.errors import OutputError
+
+MANIFEST_NAME = "merge_manifest.json"
+"""The file that marks a folder as the output of a merge."""
+
+JOURNAL_NAME = "omnimerge.journal"
+
+_SUFFIX, _OLD_SUFFIX = ".omnimerge", ".omnimerge-old"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A folder that a process which is gone left beside an output.
+
+    Attributes:
+        folder: where it is.
+        out: the output that it was to become, or was.
+        nbytes: what it takes on disk.
+        resumable: whether a merge can go on with it.
+        replaced: whether it is an earlier output that was about to be replaced.
+    """
+
+    folder: Path
+    out: Path
+    nbytes: int
+    resumable: bool
+    replaced: bool
+
+
+class Staging:
+    """The hidden folder of one output, locked.
+
+    Args:
+        out: the output.
+
+    Attributes:
+        folder: the hidden folder.
+        found: whether it was there already, left by a process that is gone.
+
+    Raises:
+        OutputError: if another process writes this output.
+        OSError: if the folder cannot be made.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.folder = out.with_name(f".{out.name}{_SUFFIX}")
+        self._made = _make_folders(out.parent)
+        try:
+            self.folder.mkdir()
+            self.found = False
+        except FileExistsError:
+            self.found = True
+        self._lock = _locked(self.folder, out)
+
+    def empty(self) -> None:
+        """Throw away what is in the folder."""
+        for entry in self.folder.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        self.found = False
+
+    def commit(self) -> None:
+        """Give the folder its final name, in place of an earlier output if there is one."""
+        _sync_folder(self.folder)
+        if self.out.exists():
+            _exchange(self.folder, self.out)
+        else:
+            self.folder.rename(self.out)
+        _sync_folder(self.out.parent)
+        self.release()
+
+    def discard(self) -> None:
+        """Remove the folder, and those above it that were made for it and are empty."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+        with contextlib.suppress(OSError):  # a folder that is not empty is not ours any more
+            for folder in self._made:
+                folder.rmdir()
+
+    def release(self) -> None:
+        """Let go of the lock; the folder stays."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def leftovers(path: Path) -> list[Leftover]:
+    """Find what dead processes left of an output, or in a folder of outputs.
+
+    Args:
+        path: the output, which need not exist, or a folder.
+
+    Returns:
+        What is there; folders that are being written into are left out.
+    """
+    named = [path.with_name(f".{path.name}{suffix}") for suffix in (_SUFFIX, _OLD_SUFFIX)]
+    inside = sorted(path.glob(".*")) if path.is_dir() else []
+    found = []
+    for folder in [*named, *inside]:
+        suffix = next((s for s in (_OLD_SUFFIX, _SUFFIX) if folder.name.endswith(s)), None)
+        if suffix is None or not folder.is_dir() or _in_use(folder):
+            continue
+        nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        out = folder.with_name(folder.name.removeprefix(".").removesuffix(suffix))
+        resumable = suffix == _SUFFIX and (folder / JOURNAL_NAME).is_file()
+        found.append(Leftover(folder, out, nbytes, resumable, suffix == _OLD_SUFFIX))
+    return found
+
+
+def clean(leftover: Leftover) -> str:
+    """Remove a leftover; an earlier output whose place is empty is put back instead.
+
+    Args:
+        leftover: one of `leftovers`.
+
+    Returns:
+        What was done: ``removed`` or ``restored``.
+
+    Raises:
+        OutputError: if it cannot be removed, or is in use by now.
+    """
+    try:
+        lock = _locked(leftover.folder, leftover.out)
+        try:
+            if leftover.replaced and not leftover.out.exists():
+                leftover.folder.rename(leftover.out)
+                return "restored"
+            shutil.rmtree(leftover.folder)
+        finally:
+            if lock is not None:
+                os.close(lock)
+    except OSError as error:
+        raise OutputError(f"cannot remove {leftover.folder}: {error.strerror}") from error
+    return "removed"
+
+
+def _locked(folder: Path, out: Path) -> int | None:
+    """Lock a folder; None where the file system has no locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise OutputError(
+                f"another process is writing {out}; wait for it, or give another folder"
+            ) from error
+        return None  # network file systems without locks
+    return descriptor
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        lock = _locked(folder, folder)
+    except OutputError:
+        return True
+    except OSError:
+        return False
+    if lock is not None:
+        os.close(lock)
+    return False
+
+
+def _exchange(new: Path, out: Path) -> None:
+    """Put a folder in the place of another and remove that one."""
+    try:
+        _renameat2(new, out)
+        shutil.rmtree(new, ignore_errors=True)
+        return
+    except (OSError, AttributeError):  # not this system, or not this file system
+        pass
+    old = out.with_name(f".{out.name}{_OLD_SUFFIX}")
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+    try:
+        new.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _renameat2(one: Path, other: Path) -> None:
+    """Exchange two paths in one step (Linux).
+
+    Raises:
+        OSError: if the file system cannot.
+        AttributeError: if the C library cannot.
+    """
+    call = ctypes.CDLL(None, use_errno=True).renameat2
+    paths = (os.fsencode(one), os.fsencode(other))
+    if call(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Create a folder and its parents; return those that were created, the deepest first."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system lets folders be synced
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

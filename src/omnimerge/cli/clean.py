@@ -1,0 +1,30 @@
+"""`omnimerge clean PATH`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from omnimerge.cli._console import size
+
+
+@click.command("clean", epilog="Example: omnimerge clean merged/")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what is there, remove nothing.")
+def command(path: Path, dry_run: bool) -> None:
+    """Remove what interrupted merges left.
+
+    PATH is the output of the merge, which need not exist, or a folder that holds outputs. An
+    earlier output that was about to be replaced is put back, if nothing took its place.
+    """
+    from omnimerge.checkpoint.staging import clean, leftovers
+
+    found = leftovers(path)
+    for each in found:
+        kind = "an earlier output" if each.replaced else "an interrupted merge"
+        more = ", can be resumed" if each.resumable else ""
+        done = "found" if dry_run else clean(each)
+        click.echo(f"{done} {each.folder} ({kind} of {each.out}, {size(each.nbytes)}{more})")
+    if not found:
+        click.echo(f"nothing was left of {path}, nor in it")

@@ -1,0 +1,111 @@
+"""What a merge's bytes depend on: its input files, as they were when it began."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnimerge.checkpoint import Checkpoint
+from omnimerge.engine.manifest import header_hash, roles, versions
+from omnimerge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from omnimerge.engine.plan import MergePlan
+
+
+class InputFiles:
+    """The weight files of a plan's checkpoints, and what they looked like.
+
+    Args:
+        plan: the merge.
+
+    Raises:
+        CheckpointError: if one cannot be read.
+    """
+
+    def __init__(self, plan: MergePlan) -> None:
+        self._files = sorted({file for each in _checkpoints(plan) for file in each.files})
+        self._seen = {file: _look(file) for file in self._files}
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what is known of every file, as JSON values."""
+        return [{"file": str(file), **self._seen[file]} for file in self._files]
+
+    def check(self) -> None:
+        """Look again.
+
+        Raises:
+            CheckpointError: if a file is gone, or is another than at the beginning.
+        """
+        for file, before in self._seen.items():
+            now = _look(file)
+            if changed := [what for what, value in before.items() if now[what] != value]:
+                raise CheckpointError(
+                    f"{file} changed while it was merged ({', '.join(changed)}); merge again when "
+                    "nothing writes to it"
+                )
+
+
+def merge_key(plan: MergePlan, files: InputFiles) -> str:
+    """Return a digest of everything that the output's bytes depend on.
+
+    Args:
+        plan: the merge.
+        files: its inputs.
+
+    Returns:
+        SHA-256 in hexadecimal; the same for the same merge of unchanged files with the same
+        versions, on any machine that has the files at the same places.
+    """
+    described = {
+        "recipe": plan.recipe.model_dump(mode="json", exclude_none=True),
+        "forced": sorted(plan.forced),
+        "seed": plan.recipe.seed,
+        "files": files.describe(),
+        "versions": versions(),
+        "shards": [[[t.name, t.dtype, t.shape] for t in shard] for shard in plan.shards],
+    }
+    text = json.dumps(described, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def header_problems(plan: MergePlan, described: Mapping[str, Any]) -> list[str]:
+    """Hold a plan's inputs against what a manifest says of them.
+
+    Args:
+        plan: the plan.
+        described: the manifest's `inputs`.
+
+    Returns:
+        What differs, one sentence each.
+    """
+    problems = []
+    for role, checkpoint in roles(plan).items():
+        before = {each["name"]: each for each in described.get(role, {}).get("files", [])}
+        for file in checkpoint.files:
+            known = before.get(file.name)
+            now = _look(file)
+            if known is None:
+                problems.append(f"{role} has {file}, which the manifest does not know")
+            elif any(known[what] != now[what] for what in ("bytes", "header_sha256")):
+                problems.append(f"{file} has changed since")
+    return problems
+
+
+def _checkpoints(plan: MergePlan) -> Iterator[Checkpoint]:
+    yield from (plan.target, *plan.models, *([plan.base] if plan.base else []))
+
+
+def _look(file: Path) -> dict[str, Any]:
+    try:
+        status = file.stat()
+        return {
+            "bytes": status.st_size,
+            "modified_ns": status.st_mtime_ns,
+            "header_sha256": header_hash(file),
+        }
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error

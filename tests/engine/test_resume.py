@@ -1,0 +1,301 @@
+"""Merges that are killed: the same bytes when they are resumed, and what is left is found."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import omnimerge
+from omnimerge.checkpoint import journal, staging
+from omnimerge.checkpoint.ranges import Ranges
+from omnimerge.checkpoint.staging import leftovers
+from omnimerge.cli import main
+from omnimerge.errors import OutputError
+
+KILLER = Path(__file__).parents[1] / "support" / "killer.py"
+CASES = int(os.environ.get("OMNIMERGE_KILLS", "200"))
+
+
+@pytest.fixture
+def recipe(checkpoints):
+    return {
+        "method": "adamms",
+        "target": str(checkpoints("qwen2_vl")),
+        "models": [str(checkpoints("llava_onevision"))],
+        "parameters": {"alpha": 0.3},
+        "max_shard_size": "60KB",
+    }
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+def interrupted(recipe, out, after=40_000, number=signal.SIGINT):
+    """Merge until some bytes are written, then interrupt."""
+
+    def stop(done, total):
+        if done > after:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        omnimerge.merge(recipe, out, on_progress=stop)
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_ranges_by_hand():
+    ranges = Ranges()
+    for start, stop in ((0, 10), (20, 30), (10, 12), (40, 41), (25, 45), (7, 7)):
+        ranges.add(start, stop)
+    assert list(ranges) == [(0, 12), (20, 45)]
+    assert len(ranges) == 37
+    assert [ranges.stop_after(i) for i in (0, 11, 12, 19, 20, 44, 45)] == [
+        12,
+        12,
+        12,
+        19,
+        45,
+        45,
+        45,
+    ]
+    assert ranges.covers(20, 45) and ranges.covers(3, 3) and not ranges.covers(11, 13)
+    assert not ranges.covers(19, 21) and not ranges.covers(44, 46)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranges_are_sets_of_integers(seed):
+    import random
+
+    draw, ranges, expected = random.Random(seed), Ranges(), set()
+    for _ in range(40):
+        start = draw.randrange(60)
+        stop = start + draw.randrange(8)
+        ranges.add(start, stop)
+        expected |= set(range(start, stop))
+        assert {i for start, stop in ranges for i in range(start, stop)} == expected
+        assert len(ranges) == len(expected)
+        assert all(a[1] < b[0] for a, b in pairwise(ranges))
+        assert ranges.covers(start, stop + 1) == (set(range(start, stop + 1)) <= expected)
+
+
+def test_kill_at_random_moments(checkpoints, tmp_path):
+    base, one, two = (str(checkpoints("qwen2_vl", own=own)) for own in ("base", "one", "two"))
+    donor = str(checkpoints("llava_onevision"))
+    small = {"max_shard_size": "60KB"}
+    recipes = {
+        "adamms": {
+            "method": "adamms", "target": base, "models": [donor], "parameters": {"alpha": 0.3},
+        },
+        "ties": {
+            "method": "ties", "base": base, "models": [one, two], **small,
+            "parameters": {"threshold_scope": "model"},
+        },
+        "dare": {"method": "dare_linear", "base": base, "models": [one, two], **small},
+        "tsv": {"method": "tsv", "base": base, "models": [one, two], **small},
+    }  # fmt: skip
+    (tmp_path / "recipes.json").write_text(json.dumps(recipes))
+    done = subprocess.run(
+        [sys.executable, KILLER, tmp_path / "recipes.json", tmp_path, str(CASES), "7"],
+        capture_output=True, text=True, check=False, timeout=3600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["different"] == []
+    assert found["cases"] == CASES and found["killed"] >= CASES
+    assert found["resumed_cases"] >= 0.2 * CASES and found["resumed_bytes"] > 0
+
+
+def test_only_what_is_missing_is_computed(recipe, tmp_path, monkeypatch):
+    interrupted(recipe, tmp_path / "out")
+    from omnimerge.engine import slices
+
+    computed = []
+    real = slices.SliceWorker.compute
+
+    def counted(self, job, start, stop):
+        computed.append((stop - start) * 4)
+        return real(self, job, start, stop)
+
+    monkeypatch.setattr(slices.SliceWorker, "compute", counted)
+    seen = []
+    plan = omnimerge.merge(
+        recipe, tmp_path / "out", resume=True, on_progress=lambda *now: seen.append(now)
+    )
+    assert seen[0][0] > 40_000
+    assert sum(computed) == plan.bytes_to_write - seen[0][0]
+    assert seen[-1] == (plan.bytes_to_write, plan.bytes_to_write)
+
+
+def test_resuming_nothing_begins_and_resuming_what_is_complete_does_nothing(recipe, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    out = tmp_path / "out"
+    first = run("merge", file, "-o", out, "--resume")
+    assert first.exit_code == 0 and "of it before" not in first.output
+    stamp = (out / "config.json").stat().st_mtime_ns
+    again = run("merge", file, "-o", out, "--resume")
+    assert (again.exit_code, again.output) == (0, f"{out} is complete already\n")
+    assert (out / "config.json").stat().st_mtime_ns == stamp
+    other = run("merge", file, "-o", out, "--resume", "--param", "alpha=0.5")
+    assert other.exit_code == 1 and "exists and is not empty" in other.output
+
+
+@pytest.mark.parametrize("change", ["recipe", "input", "version"])
+def test_another_merge_cannot_go_on_with_it(recipe, tmp_path, change, monkeypatch):
+    import shutil
+
+    target = tmp_path / "target"
+    shutil.copytree(recipe["target"], target)
+    recipe = {**recipe, "target": str(target)}
+    out = tmp_path / "out"
+    interrupted(recipe, out)
+    if change == "recipe":
+        recipe = {**recipe, "parameters": {"alpha": 0.31}}
+    elif change == "input":
+        os.utime(target / "model.safetensors", (1, 1))
+    else:
+        monkeypatch.setattr("omnimerge.engine.inputs.versions", lambda: {"torch": "0"})
+    with pytest.raises(OutputError, match=r"is of another merge .*omnimerge clean"):
+        omnimerge.merge(recipe, out, resume=True)
+    assert [each.out for each in leftovers(out)] == [out]
+
+
+def test_a_shard_that_is_gone_is_written_again(recipe, tmp_path):
+    omnimerge.merge(recipe, tmp_path / "whole")
+    out = tmp_path / "out"
+    interrupted(recipe, out, after=100_000)
+    (left,) = leftovers(out)
+    sorted(left.folder.glob("*.safetensors"))[0].unlink()
+    sorted(left.folder.glob("*.safetensors"))[1].write_bytes(b"short")
+    omnimerge.merge(recipe, out, resume=True)
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"", ("", [])),
+        (b'{"merge":"k"}', ("", [])),
+        (b'{"merge":"k"}\n[[[0,5]]]\n', ("k", [[[0, 5]]])),
+        (b'{"merge":"k"}\n[[[0,5]]]\n[[[0,9]]]\n[[[0,1', ("k", [[[0, 9]]])),
+        (b'{"merge":"k"}\n[[[0,5]]]\n\x00\xff\n[[[0,9]]]\n', ("k", [[[0, 5]]])),
+        (b"[]\n[[[0,5]]]\n", ("", [])),
+    ],
+)
+def test_a_journal_that_was_cut_off(tmp_path, text, expected):
+    (tmp_path / "j").write_bytes(text)
+    assert journal.read_journal(tmp_path / "j") == expected
+
+
+def test_two_processes_on_one_output(recipe, tmp_path):
+    out = tmp_path / "out"
+    seen = []
+
+    def second(done, total):
+        if not seen:
+            seen.append(done)
+            with pytest.raises(OutputError, match="another process is writing"):
+                omnimerge.merge(recipe, out)
+            assert leftovers(out) == [] and leftovers(tmp_path) == []
+            assert "nothing was left" in run("clean", out).output
+
+    omnimerge.merge(recipe, out, on_progress=second)
+    assert seen and (out / "merge_manifest.json").is_file()
+
+
+def test_clean_names_and_removes(recipe, tmp_path):
+    out = tmp_path / "out"
+    interrupted(recipe, out)
+    for where in (out, tmp_path):
+        found = run("clean", where, "--dry-run")
+        assert found.exit_code == 0
+        assert f"found {tmp_path / '.out.omnimerge'} (an interrupted merge of {out}" in found.output
+        assert "can be resumed" in found.output
+    assert f"removed {tmp_path / '.out.omnimerge'}" in run("clean", out).output
+    assert list(tmp_path.iterdir()) == []
+    assert run("clean", out).output == f"nothing was left of {out}, nor in it\n"
+
+
+def test_an_earlier_output_that_lost_its_place_is_put_back(recipe, tmp_path, monkeypatch):
+    """Where two folders cannot be exchanged in one step, a kill between two renames."""
+    out = tmp_path / "out"
+    omnimerge.merge(recipe, out)
+    before = files(out)
+
+    def cannot(*_):
+        raise OSError(errno.EINVAL, "no exchange here")
+
+    monkeypatch.setattr(staging, "_renameat2", cannot)
+    omnimerge.merge({**recipe, "parameters": {"alpha": 0.1}}, out, overwrite=True)
+    assert files(out) != before and leftovers(tmp_path) == []
+    out.rename(tmp_path / ".out.omnimerge-old")
+    assert "restored" in run("clean", out).output
+    assert files(out) != before and out.is_dir()
+
+
+def test_file_systems_without_locks(recipe, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(staging.fcntl, "flock", no_locks)
+    omnimerge.merge(recipe, tmp_path / "out")
+    assert (tmp_path / "out" / "merge_manifest.json").is_file()
+
+
+def test_a_source_that_changes_during_the_merge(recipe, tmp_path):
+    import shutil
+
+    donor = tmp_path / "donor"
+    shutil.copytree(recipe["models"][0], donor)
+    changed = []
+
+    def change(done, total):
+        if not changed:
+            changed.append(done)
+            os.utime(donor / "model.safetensors", (1, 1))
+
+    with pytest.raises(omnimerge.OmnimergeError, match=r"changed while it was merged \(modified"):
+        omnimerge.merge({**recipe, "models": [str(donor)]}, tmp_path / "out", on_progress=change)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+def test_signals_end_the_command_with_a_message(recipe, tmp_path, number, code):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    slow = (
+        "import time, omnimerge.engine.slices as s; real = s.SliceWorker.compute\n"
+        "def compute(*a):\n    time.sleep(0.1); return real(*a)\n"
+        "s.SliceWorker.compute = compute\n"
+        "from omnimerge.cli import main; main(prog_name='omnimerge')\n"
+    )
+    command = [sys.executable, "-c", slow, "merge", file, "-o", tmp_path / "out"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if any(tmp_path.glob(".out.omnimerge/omnimerge.journal")):
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == code
+    said = "Interrupted" if number == signal.SIGINT else "Terminated"
+    assert message.startswith(
+        f"{said}. What is done is kept: go on by the same command with --resume"
+    )
+    assert len(message.splitlines()) == 1
+    done = run("merge", file, "-o", tmp_path / "out", "--resume")
+    assert done.exit_code == 0 and "of it before" in done.output

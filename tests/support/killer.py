@@ -1,0 +1,165 @@
+"""Kill merges at random moments, resume them, and compare; run as a script.
+
+    python killer.py RECIPES.json FOLDER CASES SEED
+
+Every case is a merge in a forked child that dies by SIGKILL, either after a random time or at a
+random one of its calls that change the file system; up to two resumed runs may be killed as well.
+The last one may finish. Prints JSON: how many cases, kills and
+resumed bytes, and what came out different.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import omnimerge
+from omnimerge.checkpoint import journal
+from omnimerge.engine import slices
+
+_CALLS = ("pwrite", "fsync", "rename", "replace", "unlink", "mkdir", "posix_fallocate", "rmdir")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def child(recipe, out: Path, *, resume: bool, dies_at: int | None, overwrite: bool) -> int:
+    """Fork a merge; return the child's process number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    seen = 0
+
+    def counted(name):
+        real = getattr(os, name)
+
+        def call(*arguments, **options):
+            nonlocal seen
+            seen += 1
+            if seen == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        return call
+
+    try:
+        if dies_at is not None:
+            for name in _CALLS:
+                setattr(os, name, counted(name))
+        notes = []
+        omnimerge.merge(
+            recipe, out, resume=resume, overwrite=overwrite, force=["ancestor"],
+            on_progress=lambda done, total: notes.append(done),
+        )  # fmt: skip
+        (out.parent / "progress").write_text(f"{notes[0]} {seen}")
+        os._exit(0)
+    except BaseException as error:  # noqa: BLE001 a forked child must not come back
+        (out.parent / "error").write_text(repr(error))
+        os._exit(1)
+
+
+def wait(pid: int, seconds: float | None = None) -> int:
+    """Wait for a child, or kill it when the time is over; return its status."""
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)  # until it is waited for, its number stays its own
+    return os.waitpid(pid, 0)[1]
+
+
+def case(number: int, seed: int, recipes, folder: Path, references) -> dict:  # noqa: C901
+    draw = random.Random(f"{seed}:{number}")
+    name = draw.choice(sorted(recipes))
+    expected, seconds, calls = references[name]
+    work = folder / f"case{number}"
+    work.mkdir()
+    out = work / "out"
+    overwrite = draw.random() < 0.3
+    if overwrite:
+        shutil.copytree(folder / "earlier", out)
+    killed, resumed, wanted = 0, 0, draw.randint(1, 3)
+    while killed < wanted:
+        by_time = draw.random() < 0.5
+        pid = child(
+            recipes[name], out, resume=killed > 0, overwrite=overwrite,
+            dies_at=None if by_time else draw.randint(1, calls),
+        )  # fmt: skip
+        status = wait(pid, draw.uniform(0, seconds) if by_time else None)
+        if not os.WIFSIGNALED(status):
+            if killed or status:
+                break
+            shutil.rmtree(out)  # it was faster than the kill: again
+            if overwrite:
+                shutil.copytree(folder / "earlier", out)
+            continue
+        killed += 1
+        if out.exists() and contents(out) not in (expected, references["earlier"]):
+            return {"killed": killed, "resumed": 0, "why": "a partial output has the final name"}
+    status = wait(child(recipes[name], out, resume=True, dies_at=None, overwrite=overwrite))
+    why = ""
+    if status:
+        error = work / "error"
+        why = f"resuming failed: {error.read_text() if error.exists() else status}"
+    elif contents(out) != expected:
+        why = "other bytes"
+    elif [p.name for p in work.iterdir() if p.name.startswith(".")]:
+        why = "something was left"
+    else:
+        resumed = int((work / "progress").read_text().split()[0])
+    shutil.rmtree(work)
+    return {"killed": killed, "resumed": resumed, "why": why and f"case {number}, {name}: {why}"}
+
+
+def reference(name: str, recipe, folder: Path):
+    """The uninterrupted output, the seconds it takes, and the number of its calls."""
+    out = folder / f"reference-{name}" / "out"
+    out.parent.mkdir()
+    start = time.perf_counter()
+    if wait(child(recipe, out, resume=False, dies_at=None, overwrite=False)):
+        raise SystemExit((out.parent / "error").read_text())
+    seconds = time.perf_counter() - start
+    again = folder / f"calls-{name}" / "out"
+    again.parent.mkdir()
+    wait(child(recipe, again, resume=False, dies_at=1 << 30, overwrite=False))
+    return contents(out), seconds, int((again.parent / "progress").read_text().split()[1])
+
+
+def main() -> None:
+    recipes = json.loads(Path(sys.argv[1]).read_text())
+    folder, cases, seed = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    journal.INTERVAL = 0.002
+    slices.CHUNK_ELEMENTS = 1000
+    references = {name: reference(name, recipe, folder) for name, recipe in recipes.items()}
+    first = sorted(recipes)[0]
+    shutil.copytree(folder / f"reference-{first}" / "out", folder / "earlier")
+    (folder / "earlier" / "mark").write_text("an earlier output")
+    manifest = folder / "earlier" / "merge_manifest.json"
+    manifest.write_text(manifest.read_text().replace('"key": "', '"key": "other'))
+    references["earlier"] = contents(folder / "earlier")
+    found = [case(i, seed, recipes, folder, references) for i in range(cases)]
+    print(
+        json.dumps(
+            {
+                "cases": cases,
+                "killed": sum(each["killed"] for each in found),
+                "resumed_cases": sum(each["resumed"] > 0 for each in found),
+                "resumed_bytes": sum(each["resumed"] for each in found),
+                "different": [each["why"] for each in found if each["why"]],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
