@@ -169,6 +169,8 @@ def merge(
     overwrite: bool = False,
     resume: bool = False,
     memory: int = 10**9,
+    executor: str = "local",
+    address: str | None = None,
     force: Collection[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MergePlan:
@@ -185,7 +187,11 @@ def merge(
         resume: go on with what an interrupted run of the same merge left; if there is nothing,
             begin; if all is there already, do nothing.
         memory: bytes for the buffers of all threads together; a matrix that a method has to see
-            whole is held even if it is larger.
+            whole is held even if it is larger. Of the local executor.
+        executor: `local`, the threads of this process, or `ray`, a cluster whose machines all see
+            the folders of the recipe and of `out`.
+        address: of the Ray cluster, `auto` for the one that this machine is part of; None: the one
+            that RAY_ADDRESS names, or one on this machine alone.
         force: names of gates to waive: `accounting`, `geometry`, `quantization`, `ancestor`,
             `finite`.
         on_progress: called with (bytes written, bytes to write), first of all with what was there.
@@ -199,23 +205,28 @@ def merge(
         NotMergeableError: if a gate refuses; all reasons at once.
         NonFiniteError: if an input holds NaN or infinity.
         OutputError: if the output exists or cannot be written.
+        ExecutorError: if Ray is not installed, or its cluster cannot be used.
     """
+    from contextlib import closing
+
     from omnimerge.checkpoint.writer import refuse_existing
-    from omnimerge.engine import build_plan, load_recipe, run_plan
+    from omnimerge.engine import build_plan, executor_named, load_recipe, run_plan
     from omnimerge.report import write_card
 
     if not resume:
         refuse_existing(Path(out), overwrite=overwrite)  # before the ancestor test takes its time
-    built = build_plan(load_recipe(recipe), force=force)
-    run_plan(
-        built,
-        Path(out),
-        overwrite=overwrite,
-        resume=resume,
-        memory=memory,
-        on_progress=on_progress,
-        finish=write_card,
-    )
+    parsed = load_recipe(recipe)
+    with closing(executor_named(executor, memory=memory, address=address)) as workers:
+        built = build_plan(parsed, force=force)
+        run_plan(
+            built,
+            Path(out),
+            overwrite=overwrite,
+            resume=resume,
+            executor=workers,
+            on_progress=on_progress,
+            finish=write_card,
+        )
     return built
 
 

@@ -14,6 +14,7 @@ its traceback.
     + UnknownLayoutError   (no table fits; the layout may still be inferred)
   + NotMergeableError      (two checkpoints must not be merged; carries the reasons)
   + OutputError            (the output cannot be written: exists, disk full, no permission)
+    + ExecutorError        (the machines that are to write it cannot be used)
   + NonFiniteError         (an input holds NaN or infinity)
   + PromptError            (a prompt file is wrong)
   + GenerationError        (a model cannot answer)
@@ -28,6 +29,10 @@ from collections.abc import Iterable, Sequence
 
 class OmnimergeError(Exception):
     """Base class: catch this to catch everything omnimerge raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message on one line: names in files may hold anything, terminal escapes too."""
+        return printable(super().__str__())
 
 
 class RecipeError(OmnimergeError):
@@ -45,6 +50,11 @@ class ConversionError(RecipeError):
     def __init__(self, problems: Sequence[str], source: str = "the configuration") -> None:
         super().__init__(problems, source)
         self.args = ("\n  ".join([f"{source} has no equivalent recipe:", *self.problems]),)
+
+    def __str__(self) -> str:
+        """One line per problem."""
+        lines = [f"{self.source} has no equivalent recipe:", *self.problems]
+        return "\n  ".join(map(printable, lines))
 
 
 class UnknownMethodError(OmnimergeError):
@@ -85,6 +95,10 @@ class OutputError(OmnimergeError):
     """The output cannot be written."""
 
 
+class ExecutorError(OutputError):
+    """The machines or processes that are to write the output cannot be used."""
+
+
 class NonFiniteError(OmnimergeError):
     """A tensor holds NaN or infinity."""
 
@@ -99,6 +113,23 @@ class GenerationError(OmnimergeError):
 
 class SearchError(OmnimergeError):
     """A search cannot be run or continued."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text without what a terminal would act on.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The text with control and format characters, line breaks and halves of characters written
+        out, such as ``\x1b`` or ``\u202e``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

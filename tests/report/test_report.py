@@ -546,9 +546,18 @@ def test_answers_that_repeat_themselves_do_not_take_long():
 def test_card_names_hub_models_and_the_recipe():
     card = render_card(
         {
-            "recipe": {"method": "adamms", "parameters": {"alpha": 0.1}},
+            "recipe": {
+                "method": "adamms",
+                "target": f"Qwen/Qwen2-VL-7B-Instruct@{'a' * 40}",
+                "models": [{"model": "./local|donor"}],
+                "parameters": {"alpha": 0.1},
+            },
             "inputs": {
-                "target": {"reference": "Qwen/Qwen2-VL-7B-Instruct"},
+                "target": {
+                    "reference": "Qwen/Qwen2-VL-7B-Instruct",
+                    "revision": "a" * 40,
+                    "license": {"license": "apache-2.0"},
+                },
                 "models.0": {"reference": "./local|donor"},
             },
             "versions": {"omnimerge": "1.2"},
@@ -557,6 +566,9 @@ def test_card_names_hub_models_and_the_recipe():
         }
     )
     assert "base_model:\n- Qwen/Qwen2-VL-7B-Instruct\nbase_model_relation: merge" in card
+    assert "\nlicense:" not in card  # the donor's is not known
+    assert f"| Qwen/Qwen2-VL-7B-Instruct | {'a' * 40} | apache-2.0 |" in card
+    assert "| ./local\\|donor | - | - |" in card
     assert "# Qwen2-VL-7B-Instruct + local|donor" in card
     assert "| kept: vision is \\| the target's own | 2 |" in card
     assert "alpha: 0.1" in card

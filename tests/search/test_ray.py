@@ -4,8 +4,8 @@ import json
 import os
 import threading
 import time
-from pathlib import Path
 
+import listening
 import pytest
 
 from omnimerge.errors import RecipeError
@@ -50,32 +50,8 @@ def test_the_answers_are_those_of_one_model(cluster, recipe, prompts, tmp_path):
 
 def test_nothing_listens_beyond_this_machine(cluster):
     """Every socket that a Ray process listens on is bound to the loopback address."""
-    loopback = {"tcp": "0100007F", "tcp6": "0000000000000000FFFF00000100007F"}
-    owners = _sockets_of("ray")
-    seen, beyond = 0, []
-    for table, address in loopback.items():
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in owners:
-                seen += 1
-                if fields[1].partition(":")[0] != address:
-                    beyond.append((owners[fields[9]], fields[1]))
+    seen, beyond = listening.sockets_of("ray")
     assert seen >= 3 and beyond == []
-
-
-def _sockets_of(word):
-    """Inode -> command of every socket of the processes whose command holds a word."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().decode(errors="replace")
-            links = [str(link.readlink()) for link in (folder / "fd").iterdir()]
-        except OSError:
-            continue
-        if word in command:
-            sockets = [link for link in links if link.startswith("socket:[")]
-            found.update(dict.fromkeys((s[8:-1] for s in sockets), command[:60]))
-    return found
 
 
 def test_a_lost_model_is_replaced_and_its_point_done_again(

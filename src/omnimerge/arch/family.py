@@ -230,4 +230,4 @@ def layer_pattern(prefix: str) -> re.Pattern[str]:
         A pattern with one group, the number.
     """
     before, _, after = prefix.partition("{i}")
-    return re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+    return re.compile(re.escape(before) + r"([0-9]{1,9})" + re.escape(after))

@@ -158,7 +158,7 @@ def _norm_eps(checkpoint: Checkpoint, config: Mapping[str, Any]) -> float | None
         if (value := config.get(key)) is not None:
             try:
                 return float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise _bad(checkpoint, key, value) from None
     return None
 
@@ -173,7 +173,7 @@ def _tied(checkpoint: Checkpoint, config: Mapping[str, Any], slots: SlotMap) -> 
 
     A head that is missing although the config unties it is not tied, it is missing.
     """
-    said = {config.get("tie_word_embeddings"), checkpoint.config.get("tie_word_embeddings")}
+    said = [config.get("tie_word_embeddings"), checkpoint.config.get("tie_word_embeddings")]
     if "llm.head.weight" in slots.by_slot:
         return config.get("tie_word_embeddings") is True
     return True in said or False not in said
@@ -188,7 +188,7 @@ def _rope_theta(checkpoint: Checkpoint, config: Mapping[str, Any]) -> float | No
         if value is not None:
             try:
                 return float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise _bad(checkpoint, "rope_theta", value) from None
     return None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omnimerge.checkpoint.headers import read_json
 from omnimerge.errors import LayoutError
 
 
@@ -108,6 +109,7 @@ def _on_meta(folder: Path) -> Any:
     import torch
     import transformers
 
+    _check_counts(read_json(folder / "config.json"))  # a config's class may build lists already
     # A checkpoint's own code is never run here, and nobody is asked whether it may.
     config = transformers.AutoConfig.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=False
@@ -115,6 +117,21 @@ def _on_meta(folder: Path) -> Any:
     architecture = getattr(transformers, (config.architectures or [""])[0])
     with torch.device("meta"):
         return architecture(config)
+
+
+_COUNTS = re.compile(r".*(layers?|depths?|experts|blocks|stages)")
+_MOST = 10_000
+
+
+def _check_counts(config: Mapping[str, Any]) -> None:
+    """Refuse to build as many modules as no model has, whatever a config claims."""
+    for key, value in config.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        for each in values:
+            if isinstance(each, Mapping):
+                _check_counts(each)
+            elif isinstance(each, int) and each > _MOST and _COUNTS.fullmatch(str(key)):
+                raise ValueError(f"{key} is {each}")
 
 
 def parameter_modules(folder: Path) -> dict[str, tuple[str, str]]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from omnimerge.arch.family import Layout, general_tables, layer_pattern
@@ -64,7 +65,7 @@ def layer_index(slot: str) -> int | None:
     Returns:
         For example 3.
     """
-    match = re.match(r"llm\.layers\.(\d+)\.", slot)
+    match = re.match(r"llm\.layers\.([0-9]{1,9})\.", slot)
     return int(match.group(1)) if match else None
 
 
@@ -245,6 +246,6 @@ def _gap(names: Sequence[str]) -> str:
         pattern = layer_pattern(layout.layers)
         found = {int(match.group(1)) for name in names if (match := pattern.match(name))}
         if found and {layout.embed, layout.norm} <= stems and not layout.marker:
-            missing = sorted(set(range(max(found) + 1)) - found)
-            return ", ".join(layout.layers.replace("{i}", str(i)) + "*" for i in missing[:3])
+            missing = islice((i for i in range(max(found)) if i not in found), 3)
+            return ", ".join(layout.layers.replace("{i}", str(i)) + "*" for i in missing)
     return ""

@@ -162,6 +162,8 @@ def _fields(data: bytes) -> list[tuple[int, bytes]]:
 def _varint(data: bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        if shift > 63:
+            raise IndexError  # longer than any number is
         byte = data[position]
         value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
         if byte < 128:

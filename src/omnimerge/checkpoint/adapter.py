@@ -6,15 +6,19 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.checkpoint.headers import TensorMeta, read_json
+from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.locate import locate
 from omnimerge.checkpoint.reader import Checkpoint, read_header
 from omnimerge.errors import CheckpointError, suggestion
 
 if TYPE_CHECKING:
+    from pydantic_core import SchemaValidator
     from torch import Tensor
 
 CONFIG_NAME = "adapter_config.json"
@@ -110,11 +114,13 @@ class Adapter:
         config_file = folder / CONFIG_NAME
         if not config_file.is_file():
             raise CheckpointError(f"{folder} has no {CONFIG_NAME}; is it a PEFT adapter's folder?")
+        check_inside(folder, config_file)
         config = read_json(config_file)
         _check_config(config, folder)
         file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
         if file is None:
             raise CheckpointError(f"{folder} holds neither {' nor '.join(_WEIGHTS)}")
+        check_inside(folder, file)
         tensors = {meta.name: meta for meta in read_header(file)}
         store = Checkpoint(str(reference), folder, config, tensors, (file,))
         return cls(str(reference), store, config, _changes(tensors, config, folder))
@@ -230,6 +236,9 @@ class AdaptedCheckpoint(Checkpoint):
 
     def _check_shape(self, meta: TensorMeta, change: Change) -> None:
         tensors = self.adapter.store.tensors
+        for part in (change.a, change.b, change.whole, change.shift, change.magnitude):
+            if part:
+                item_size(tensors[part].dtype)  # refuses what cannot be read
         where = f"{self.adapter.store.folder}: what it holds for {meta.name!r}"
         for part in (change.whole, change.shift):
             if part and tensors[part].shape != meta.shape:
@@ -246,6 +255,10 @@ class AdaptedCheckpoint(Checkpoint):
                 raise CheckpointError(
                     f"{where} has factors of {b} and {a}, which do not make the base's "
                     f"{meta.shape}; is it an adapter for another model?"
+                )
+            if change.magnitude and tensors[change.magnitude].numel != b[0]:
+                raise CheckpointError(
+                    f"{where} has {tensors[change.magnitude].numel} magnitudes for {b[0]} outputs"
                 )
 
 
@@ -297,16 +310,18 @@ def _changes(
         if ("a" in parts) != ("b" in parts) or ("magnitude" in parts and "a" not in parts):
             raise CheckpointError(f"{folder} lacks a factor of {name!r}: it has {sorted(parts)}")
         if "a" in parts:
+            _check_factors(tensors[parts["a"]], tensors[parts["b"]], folder)
             rank = _rank(tensors[parts["a"]], module, config, folder)
             embedding = "lora_embedding" in parts["a"]
             parts["transposed"] = embedding or bool(config.get("fan_in_fan_out"))
-            parts["scale"] = _scale(rank, module, config)
+            parts["scale"] = _scale(rank, module, config, folder)
         elif "shift" in parts:
             weight = found.get(f"{module}.weight", {})
             if "a" not in weight:
                 raise CheckpointError(f"{folder} holds lora_B.bias of {module!r} without factors")
+            _check_factors(tensors[weight["a"]], tensors[weight["b"]], folder)
             rank = tensors[weight["a"]].shape[0]
-            parts["scale"] = _scale(rank, module, config)
+            parts["scale"] = _scale(rank, module, config, folder)
     return {name: Change(**parts) for name, parts in found.items()}
 
 
@@ -323,9 +338,15 @@ def _parse(key: str, folder: Path) -> tuple[str, str]:
     return name, "whole"
 
 
+def _check_factors(a: TensorMeta, b: TensorMeta, folder: Path) -> None:
+    for meta in (a, b):
+        if len(meta.shape) < 2 or not meta.numel:
+            raise CheckpointError(f"{folder}: {meta.name!r} of shape {meta.shape} is no factor")
+
+
 def _rank(meta: TensorMeta, module: str, config: Mapping[str, Any], folder: Path) -> int:
     rank = meta.shape[0]
-    said = _pattern(config.get("rank_pattern"), module, config.get("r", rank))
+    said = _pattern(config, "rank_pattern", module, config.get("r", rank), folder)
     if said != rank:
         raise CheckpointError(
             f"{folder}: the factors of {module!r} have rank {rank}, its config says {said}"
@@ -333,17 +354,50 @@ def _rank(meta: TensorMeta, module: str, config: Mapping[str, Any], folder: Path
     return rank
 
 
-def _scale(rank: int, module: str, config: Mapping[str, Any]) -> float:
-    alpha = float(_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _scale(rank: int, module: str, config: Mapping[str, Any], folder: Path) -> float:
+    alpha = _pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8), folder)
+    try:
+        scale = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    except (TypeError, ValueError, OverflowError):
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise CheckpointError(f"{folder}: the alpha of {module!r} is {alpha!r}, which is no number")
+    return scale
 
 
-def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The first pattern that fits the end of a module's name, as PEFT has it."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any, folder: Path) -> Any:
+    """The value of the first pattern that fits the end of a module's name, as PEFT has it."""
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, Mapping):
+        raise CheckpointError(f"{folder}: {key} is no mapping of patterns")
+    for pattern, value in patterns.items():
+        if module == pattern or module.endswith(f".{pattern}"):
+            return value
+        if _fits(pattern, module, f"{folder}: {key}"):
             return value
     return default
+
+
+def _fits(pattern: str, module: str, where: str) -> bool:
+    from pydantic_core import SchemaError, ValidationError
+
+    try:
+        _linear(rf"^(.*\.)?({pattern})$").validate_python(module)
+    except ValidationError:
+        return False
+    except SchemaError as error:
+        raise CheckpointError(
+            f"{where}: {pattern[:200]!r} is no pattern that can be used"
+        ) from error
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _linear(pattern: str) -> SchemaValidator:
+    """A matcher whose time grows with the text only, whatever the pattern; `re` has no such one."""
+    from pydantic_core import SchemaValidator, core_schema
+
+    return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex"))
 
 
 def unresolved(adapter: Adapter, missing: Sequence[str], known: Collection[str]) -> CheckpointError:

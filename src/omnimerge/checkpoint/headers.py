@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from omnimerge.errors import CheckpointError
 
 # The format's own limit (safetensors, `MAX_HEADER_SIZE`).
 _MAX_HEADER_BYTES = 100_000_000
+# Several times the largest tokenizer.json or index that is published.
+_MAX_JSON_BYTES = 500_000_000
+# Torch's limits.
+_MAX_DIMENSIONS, _MAX_SIZE = 64, 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ def read_safetensors_header(file: Path) -> list[TensorMeta]:
 
 def _parse(raw: bytes, file: Path, *, data_start: int, size: int) -> list[TensorMeta]:
     try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} has a corrupt safetensors header: {error}") from error
     if not isinstance(header, dict):
@@ -89,8 +94,7 @@ def _parse(raw: bytes, file: Path, *, data_start: int, size: int) -> list[Tensor
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen = dict(pairs)
     if len(seen) != len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {twice!r} appears twice")
     return seen
 
@@ -101,7 +105,8 @@ def _tensor(name: str, entry: Any, file: Path, data_start: int) -> TensorMeta:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     whole = isinstance(dtype, str) and isinstance(shape, list)
     whole = whole and isinstance(offsets, list) and len(offsets) == 2
-    if not whole or not all(isinstance(n, int) and n >= 0 for n in [*shape, *offsets]):
+    whole = whole and len(shape) <= _MAX_DIMENSIONS
+    if not whole or not all(type(n) is int and 0 <= n < _MAX_SIZE for n in [*shape, *offsets]):
         raise CheckpointError(f"{file} has a corrupt safetensors header at tensor {name!r}")
     begin, end = offsets
     # Unknown types stay listed (`inspect` shows them); they fail when something reads them.
@@ -129,6 +134,28 @@ def _check_extents(metas: list[TensorMeta], file: Path, data_start: int, size: i
         )
 
 
+def read_text(file: Path, most: int) -> str:
+    """Read a text file of a sane size.
+
+    Args:
+        file: path of the file.
+        most: bytes that it may have.
+
+    Returns:
+        Its text.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is larger, or not UTF-8.
+    """
+    with file.open("rb") as stream:
+        large = os.fstat(stream.fileno()).st_size > most  # nothing to a sparse file
+        raw = b"" if large else stream.read(most + 1)
+    if large or len(raw) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return raw.decode("utf-8")
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
@@ -142,7 +169,7 @@ def read_json(file: Path) -> dict[str, Any]:
         CheckpointError: if the file is missing, not JSON, or not an object.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(read_text(file, _MAX_JSON_BYTES))
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {os.strerror(error.errno or 0)}") from error
     except (ValueError, RecursionError) as error:

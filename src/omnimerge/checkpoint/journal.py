@@ -33,21 +33,38 @@ def read_journal(file: Path) -> tuple[str, list[list[list[int]]]]:
         lines = file.read_bytes().splitlines(keepends=True)
     except OSError:
         return "", []
-    key, ranges = "", []
-    for line in lines:
-        if not line.endswith(b"\n"):
-            break
+    key = _key_in(lines[0]) if lines else ""
+    ranges: list[list[list[int]]] = []
+    for line in lines[1:] if key else ():
         try:
-            entry = json.loads(line)
+            ranges = json.loads(line if line.endswith(b"\n") else b"")
         except ValueError:
             break
-        if not key:
-            key = str(entry["merge"]) if isinstance(entry, dict) and "merge" in entry else ""
-            if not key:
-                break
-        else:
-            ranges = entry
     return key, ranges
+
+
+def journal_key(file: Path) -> str:
+    """Read the key of the merge that a journal is of.
+
+    Args:
+        file: the journal.
+
+    Returns:
+        The key; empty if there is no journal.
+    """
+    try:
+        with file.open("rb") as stream:
+            return _key_in(stream.readline())
+    except OSError:
+        return ""
+
+
+def _key_in(line: bytes) -> str:
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return ""
+    return str(entry["merge"]) if isinstance(entry, dict) and "merge" in entry else ""
 
 
 class Journal:

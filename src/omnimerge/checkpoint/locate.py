@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from omnimerge.checkpoint.hub import download, is_reference
 from omnimerge.errors import CheckpointError, suggestion
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "*.pt", "*.md"]
-_PATTERNS += ["*.tiktoken", "LICENSE*", "NOTICE*"]
 
 
 def locate(reference: str | Path) -> Path:
@@ -17,7 +13,8 @@ def locate(reference: str | Path) -> Path:
 
     Args:
         reference: a folder, or ``owner/name`` or ``owner/name@revision`` on the Hugging Face Hub.
-            A folder that exists wins.
+            A folder that exists wins, and where there is a folder ``owner``, ``owner/name`` is
+            taken for a path in it: a slip in a path does not fetch a stranger's files.
 
     Returns:
         The folder.
@@ -32,12 +29,19 @@ def locate(reference: str | Path) -> Path:
             return folder
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
-        if not _HUB_ID.fullmatch(text) or text.startswith("."):
+        if "://" in text:
+            raise CheckpointError(f"{text} is a URL; mount that storage and give the folder in it")
+        if not is_reference(text):
             raise CheckpointError(f"there is no folder {text}{_nearby(folder)}")
+        if "@" not in text and folder.parent.is_dir():
+            raise CheckpointError(
+                f"there is no folder {text}{_nearby(folder) or ';'} write {text}@main if you mean "
+                "the Hub's"
+            )
     except (OSError, RuntimeError) as error:  # no permission, a name too long, no such user
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"cannot use {text[:200]!r} as a folder: {reason}") from error
-    return _download(text)
+    return download(text)
 
 
 def _nearby(folder: Path) -> str:
@@ -45,26 +49,3 @@ def _nearby(folder: Path) -> str:
     if not parent.is_dir():
         return f" (and no {parent} either)"
     return suggestion(folder.name, [entry.name for entry in parent.iterdir()])
-
-
-def _download(reference: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    repo, _, revision = reference.partition("@")
-    try:
-        folder = snapshot_download(repo, revision=revision or None, allow_patterns=_PATTERNS)
-        if not any(Path(folder).glob("*.safetensors")):  # an older repository
-            folder = snapshot_download(repo, revision=revision or None, allow_patterns=["*.bin*"])
-        return Path(folder)
-    except (
-        OSError,
-        ValueError,  # a name that the Hub does not allow
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    ) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise CheckpointError(
-            f"{reference!r} is no local folder, and the Hub did not give it: {reason}"
-        ) from error

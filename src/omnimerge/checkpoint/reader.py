@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.headers import TensorMeta, read_json, read_safetensors_header
+from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.locate import locate
 from omnimerge.errors import CheckpointError, suggestion
 
@@ -74,8 +75,10 @@ class Checkpoint:
             config_file = folder / "config.json"
             if not config_file.is_file():
                 raise CheckpointError(_without_config(folder))
+            check_inside(folder, config_file)
             config = read_json(config_file)
             files, promised = _weight_files(folder)
+            check_inside(folder, *files)
             tensors = _collect(files)
         except OSError as error:
             raise CheckpointError(f"cannot read {folder}: {error.strerror}") from error
@@ -172,7 +175,7 @@ class Checkpoint:
             Paths relative to `folder`, sorted.
 
         Raises:
-            CheckpointError: if a subfolder cannot be read.
+            CheckpointError: if a subfolder cannot be read, or one is a link that leaves the folder.
         """
         weights = {file.name for file in self.files}
         found = []
@@ -183,6 +186,7 @@ class Checkpoint:
                 weight = name in weights or Path(name).suffix in _WEIGHT_SUFFIXES
                 weight = weight or ".index." in name or name.startswith(_TRAINING_FILES)
                 if not weight and not name.startswith("."):
+                    check_inside(self.folder, here / name)
                     found.append((here / name).relative_to(self.folder))
         return sorted(found)
 
@@ -238,7 +242,7 @@ def _weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
         file = folder / name
         if file.is_file():
             return _indexed_files(folder, file) if file.suffix == ".json" else ((file,), {})
-    others = sorted(folder.glob("*.safetensors"))
+    others = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     if len(others) == 1:
         return (others[0],), {}
     if others:
@@ -257,6 +261,7 @@ def _weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
 
 
 def _indexed_files(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    check_inside(folder, index)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")

@@ -43,6 +43,7 @@ class ShardFile:
         path: the file.
         tensors: its tensors, in file order.
         begin_anew: whether what is there is thrown away.
+        hashing: whether it is hashed as it grows, or when it is asked for its digest.
 
     Attributes:
         places: tensor -> offset of its first byte.
@@ -53,14 +54,21 @@ class ShardFile:
         OSError: if the file cannot be made, or the disk is full.
     """
 
-    def __init__(self, path: Path, tensors: Sequence[OutputTensor], *, begin_anew: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tensors: Sequence[OutputTensor],
+        *,
+        begin_anew: bool,
+        hashing: bool = True,
+    ) -> None:
         header, starts = safetensors_header(tensors)
         self.path = path
         self.size = len(header) + sum(tensor.nbytes for tensor in tensors)
         self.places = {t.name: len(header) + s for t, s in zip(tensors, starts, strict=True)}
         self.done = Ranges()
         self._lock = threading.Lock()
-        self._hashing = threading.Lock()
+        self._hash_at_once, self._hashing = hashing, threading.Lock()
         self._hash, self._hashed = hashlib.sha256(), 0
         flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if begin_anew else 0)
         self._descriptor = os.open(path, flags, 0o666)
@@ -96,7 +104,8 @@ class ShardFile:
         """
         with self._lock:
             self.done.add(start, stop)
-        if self._hashing.acquire(blocking=False):  # one thread hashes, the others go on
+        # One thread hashes, the others go on.
+        if self._hash_at_once and self._hashing.acquire(blocking=False):
             try:
                 self._advance()
             finally:

@@ -53,9 +53,11 @@ class CheckpointWriter:
         stem: the weight files' name without its ending.
         key: what the output's bytes depend on, as a digest; a journal is kept under it.
         resume: go on with what a writer of the same key left.
+        hashing: whether files are hashed as they grow; else `digests` needs to be given them.
 
     Attributes:
         folder: the hidden folder, where files may be added.
+        key: as given.
         resumed: bytes of tensors that an earlier writer had written.
 
     Raises:
@@ -72,11 +74,13 @@ class CheckpointWriter:
         stem: str = "model",
         key: str = "",
         resume: bool = False,
+        hashing: bool = True,
     ) -> None:
         self.out = out if not out.is_symlink() else out.resolve()
         self.folder = self.out
         self.resumed = 0
-        self._stem, self._key, self._resume = stem, key, resume
+        self._stem, self.key, self._resume = stem, key, resume
+        self._hashing, self._digests = hashing, dict[str, str]()
         self._tensors = shards
         self._overwrite = overwrite
         self._shards: list[ShardFile] = []
@@ -91,8 +95,8 @@ class CheckpointWriter:
             self.folder = self._staging.folder
             done = self._left_by_another()
             self._create_shards(done)
-            if self._key:
-                self._journal = Journal(self.folder / JOURNAL_NAME, self._key, self._shards)
+            if self.key:
+                self._journal = Journal(self.folder / JOURNAL_NAME, self.key, self._shards)
         except OSError as error:
             self._discard()
             raise _explain(error, self.out) from error
@@ -118,6 +122,22 @@ class CheckpointWriter:
             shard.write(data, offset + start)
         except OSError as error:
             raise _explain(error, self.out) from error
+
+    @property
+    def files(self) -> list[ShardFile]:
+        """The files, for those that write into them without `write`."""
+        return self._shards
+
+    def place(self, name: str) -> tuple[ShardFile, int]:
+        """Tell where a tensor goes.
+
+        Args:
+            name: a tensor of the output.
+
+        Returns:
+            Its file, and the offset of its first byte there.
+        """
+        return self._places[name]
 
     def has(self, name: str, start: int, stop: int) -> bool:
         """Tell whether bytes of a tensor are written, by this writer or the one before.
@@ -147,7 +167,17 @@ class CheckpointWriter:
         Returns:
             File name -> digest in hexadecimal.
         """
-        return {shard.path.name: shard.digest() for shard in self._shards}
+        given = self._digests
+        return {s.path.name: given.get(s.path.name) or s.digest() for s in self._shards}
+
+    def hashed(self, name: str, digest: str) -> None:
+        """Take in the SHA-256 of a whole file that another process has read back.
+
+        Args:
+            name: of the file.
+            digest: in hexadecimal.
+        """
+        self._digests[name] = digest
 
     def __exit__(
         self,
@@ -181,7 +211,7 @@ class CheckpointWriter:
                 f"an interrupted merge left {self.folder}; go on with it by --resume, or remove it "
                 f"with `omnimerge clean {self.out}`"
             )
-        if key and key != self._key:
+        if key and key != self.key:
             raise OutputError(
                 f"{self.folder} is of another merge (other recipe, inputs or versions) and cannot "
                 f"be resumed; remove it with `omnimerge clean {self.out}`"
@@ -199,7 +229,7 @@ class CheckpointWriter:
             first = len(safetensors_header(tensors)[0])
             size = first + sum(tensor.nbytes for tensor in tensors)
             there = bool(done) and path.is_file() and path.stat().st_size == size
-            shard = ShardFile(path, tensors, begin_anew=not there)
+            shard = ShardFile(path, tensors, begin_anew=not there, hashing=self._hashing)
             self._shards.append(shard)
             self._places |= {name: (shard, place) for name, place in shard.places.items()}
             for start, stop in done[number] if there else ():

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from omnimerge.errors import OmnimergeError
+from omnimerge.errors import OmnimergeError, printable
 
 # One file per command; the help line lives here so that listing commands imports none of them.
 _COMMANDS = {
@@ -20,6 +20,7 @@ _COMMANDS = {
     "plan": "Show what a merge would do, without reading weights.",
     "merge": "Merge checkpoints into one that transformers loads.",
     "verify": "Hold a merged checkpoint against its manifest, target and recipe.",
+    "push": "Upload a merged checkpoint with its model card to the Hugging Face Hub.",
     "clean": "Remove what interrupted merges left.",
     "extract-adapter": "Write what a fine-tuning changed as a PEFT adapter.",
     "search": "Find the merging coefficient without labels.",
@@ -72,10 +73,10 @@ class _LazyGroup(click.Group):
         except OmnimergeError as error:
             raise click.ClickException(str(error)) from error
         except TerminatedError as error:
-            click.echo(f"Terminated.{_left(ctx)}", err=True)
+            click.echo(printable(f"Terminated.{_left(ctx)}"), err=True)
             raise click.exceptions.Exit(1) from error
         except KeyboardInterrupt as error:
-            click.echo(f"Interrupted.{_left(ctx)}", err=True)
+            click.echo(printable(f"Interrupted.{_left(ctx)}"), err=True)
             raise click.exceptions.Exit(130) from error
 
 
@@ -90,7 +91,10 @@ def _terminate(number: int, frame: Any) -> None:  # noqa: ARG001
 
 def _left(ctx: click.Context) -> str:
     """What a merge that was interrupted left, and how to go on."""
-    out = (ctx.obj or {}).get("out")
+    known = ctx.obj or {}
+    if "again" in known:
+        return f" The folder is complete; push it again with `{known['again']}`."
+    out = known.get("out")
     if out is None:
         return ""
     from omnimerge.checkpoint.staging import leftovers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import click
 import yaml
 
-from omnimerge.errors import suggestion
+from omnimerge.errors import printable, suggestion
 
 GATES = ("accounting", "geometry", "quantization", "ancestor", "finite")
 VOCABULARIES = ("auto", "target", "overlap")
@@ -52,13 +53,41 @@ memory_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def echo(line: str, *, err: bool = False) -> None:
+    """Print a line; what a terminal would act on is written out, since names may hold anything.
+
+    Args:
+        line: what to print.
+        err: whether to print to stderr.
+    """
+    click.echo(printable(line), err=err)
+
+
+def echo_text(text: str) -> None:
+    """Print several lines to stdout, as `echo` does each.
+
+    Args:
+        text: the lines, each with its end.
+    """
+    click.echo("\n".join(map(printable, text.split("\n"))), nl=False)
+
+
 def print_json(value: Any) -> None:
     """Print a JSON-ready value to stdout.
 
     Args:
         value: what to print.
     """
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    click.echo(text if text.isascii() else _UNPRINTABLE.sub(_escaped, text))
+
+
+# What JSON leaves as it is, and a terminal acts on: C1 controls, directions, halves of characters.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\u{ord(match.group()):04x}"
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], numbers: str = "") -> None:
@@ -77,9 +106,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], numbers: str = 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, header in enumerate(headers):
         right = numbers[number : number + 1] == "r"
-        drawn.add_column(header, justify="right" if right else "left", overflow="fold")
+        drawn.add_column(
+            Text(printable(header)), justify="right" if right else "left", overflow="fold"
+        )
     for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))
+        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
     width = None if sys.stdout.isatty() else 110
     Console(width=width, highlight=False).print(drawn)
 
@@ -151,20 +182,20 @@ def show_adapter(summary: Any, out: Any) -> None:
         out: its folder.
     """
     ranks, energy = summary.ranks.values(), summary.energy
-    click.echo(f"adapter -> {out} ({size(summary.nbytes)})")
+    echo(f"adapter -> {out} ({size(summary.nbytes)})")
     if ranks:
         span = f"{min(ranks)} to {max(ranks)}" if min(ranks) < max(ranks) else f"{max(ranks)}"
-        click.echo(f"  {len(ranks):5}  matrices of rank {span}")
+        echo(f"  {len(ranks):5}  matrices of rank {span}")
     if energy:
         worst = min(energy, key=energy.__getitem__)
         mean = sum(energy.values()) / len(energy)
-        click.echo(f"         they hold {mean:.2%} of the squared change on average,")
-        click.echo(f"         {energy[worst]:.2%} at least ({worst})")
+        echo(f"         they hold {mean:.2%} of the squared change on average,")
+        echo(f"         {energy[worst]:.2%} at least ({worst})")
     if summary.whole:
-        click.echo(f"  {len(summary.whole):5}  stored whole, such as {summary.whole[0]}")
-    click.echo(f"  {summary.unchanged:5}  tensors unchanged")
+        echo(f"  {len(summary.whole):5}  stored whole, such as {summary.whole[0]}")
+    echo(f"  {summary.unchanged:5}  tensors unchanged")
     for reason, count in summary.left_out.items():
-        click.echo(f"  {count:5}  left out: {reason}")
+        echo(f"  {count:5}  left out: {reason}")
 
 
 def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from omnimerge.cli._console import size
+from omnimerge.cli._console import echo, size
 
 
 @click.command("clean", epilog="Example: omnimerge clean merged/")
@@ -25,6 +25,6 @@ def command(path: Path, dry_run: bool) -> None:
         kind = "an earlier output" if each.replaced else "an interrupted merge"
         more = ", can be resumed" if each.resumable else ""
         done = "found" if dry_run else clean(each)
-        click.echo(f"{done} {each.folder} ({kind} of {each.out}, {size(each.nbytes)}{more})")
+        echo(f"{done} {each.folder} ({kind} of {each.out}, {size(each.nbytes)}{more})")
     if not found:
-        click.echo(f"nothing was left of {path}, nor in it")
+        echo(f"nothing was left of {path}, nor in it")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
+from omnimerge.cli._console import echo, echo_text
 from omnimerge.errors import OutputError
 
 if TYPE_CHECKING:
@@ -38,14 +39,14 @@ def command(config: Path, out: Path | None, layers: int | None) -> None:
 
     text = _as_yaml(convert_file(config, layers=layers), config)
     if out is None:
-        click.echo(text, nl=False)
+        echo_text(text)
         return
     try:
         with out.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror}; give another file") from error
-    click.echo(f"wrote {out}; look at what it does with `omnimerge plan {out}`")
+    echo(f"wrote {out}; look at what it does with `omnimerge plan {out}`")
 
 
 def _as_yaml(converted: Converted, config: Path) -> str:

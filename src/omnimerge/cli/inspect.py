@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from omnimerge.cli._console import json_option, layout_option, print_json, size, table
+from omnimerge.cli._console import echo, json_option, layout_option, print_json, size, table
 
 
 @click.command("inspect", epilog="Example: omnimerge inspect ./qwen2-vl")
@@ -25,11 +25,11 @@ def command(path: str, layouts: tuple[str, ...], as_json: bool) -> None:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    click.echo(f"{summary['path']}")
-    click.echo(f"model type  {summary['model_type']}   layout  {summary['layout'] or 'unknown'}")
+    echo(f"{summary['path']}")
+    echo(f"model type  {summary['model_type']}   layout  {summary['layout'] or 'unknown'}")
     dtypes = ", ".join(f"{dtype} ({count})" for dtype, count in summary["dtypes"].items())
     files = len(summary["files"])
-    click.echo(f"weights     {size(summary['bytes'])} in {files} file(s), {dtypes}")
+    echo(f"weights     {size(summary['bytes'])} in {files} file(s), {dtypes}")
     rows = [
         (name, entry["tensors"], f"{entry['parameters']:,}", size(entry["bytes"]))
         for name, entry in summary["components"].items()
@@ -38,6 +38,6 @@ def _print(summary: dict[str, Any]) -> None:
     table(("component", "tensors", "parameters", "bytes"), rows, "lrrr")
     if summary["llm"]:
         shown = {k: v for k, v in summary["llm"].items() if v is not None}
-        click.echo("llm  " + "  ".join(f"{key} {value}" for key, value in shown.items()))
+        echo("llm  " + "  ".join(f"{key} {value}" for key, value in shown.items()))
     if summary["note"]:
-        click.echo(f"note: {summary['note']}")
+        echo(f"note: {summary['note']}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from omnimerge.cli._console import layout_option
+from omnimerge.cli._console import echo, echo_text, layout_option
 from omnimerge.errors import OutputError, UnknownLayoutError
 
 _EPILOG = """\b
@@ -47,13 +47,13 @@ def command(
         inferred = infer_layout(opened, other, layouts=extra)
         text, open_choices = inferred.text, len(inferred.open_choices())
     if out is None:
-        click.echo(text, nl=False)
+        echo_text(text)
     else:
         try:
             out.write_text(text, encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write {out}: {error.strerror}") from error
-        click.echo(f"layout -> {out}")
+        echo(f"layout -> {out}")
     if open_choices:
         hint = "" if like else "; --like OTHER may decide them"
-        click.echo(f"{open_choices} lines are UNDECIDED: fill them in{hint}", err=True)
+        echo(f"{open_choices} lines are UNDECIDED: fill them in{hint}", err=True)

@@ -11,6 +11,7 @@ import click
 from omnimerge.cli._console import (
     VOCABULARIES,
     branch_option,
+    echo,
     force_option,
     json_option,
     layout_option,
@@ -62,7 +63,7 @@ def command(
     else:
         _print(result, target, donor)
         if html:
-            click.echo(f"picture: {html}")
+            echo(f"picture: {html}")
 
 
 def _draw(result: dict[str, Any], file: Path) -> None:
@@ -77,7 +78,7 @@ def _draw(result: dict[str, Any], file: Path) -> None:
 def _print(result: dict[str, Any], target: str, donor: str) -> None:
     for role, path in (("target", target), ("donor", donor)):
         found = result[role]
-        click.echo(f"{role:7} {path}  {found['tensors']:,} tensors, layout {found['layout']}")
+        echo(f"{role:7} {path}  {found['tensors']:,} tensors, layout {found['layout']}")
     rows = [("merged", len(result["merged"]), "from the donor")]
     rows += [("kept", n, why) for why, n in _by_reason(result["kept"])]
     rows += [("unused", n, why) for why, n in _by_reason(result["unused"])]
@@ -87,16 +88,16 @@ def _print(result: dict[str, Any], target: str, donor: str) -> None:
     if differences:
         table(("they differ in", ""), differences)
     if (found := result["ancestor"]) and found["sampled"]:
-        click.echo(
+        echo(
             f"ancestor: median cosine {found['cosine_median']:.3f}, lowest "
             f"{found['cosine_min']:.3f}, of {found['sampled']} matrices"
         )
     for note in result["notes"]:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     if result["mergeable"]:
-        click.echo("mergeable: yes")
+        echo("mergeable: yes")
     for reason in result["reasons"]:
-        click.echo(f"mergeable: no, {reason}")
+        echo(f"mergeable: no, {reason}")
 
 
 def _print_slots(result: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import click
 from omnimerge.cli._console import (
     byte_progress,
     bytes_from,
+    echo,
     force_option,
     memory_option,
     recipe_from,
@@ -18,6 +19,7 @@ from omnimerge.cli._console import (
     show_adapter,
     size,
 )
+from omnimerge.cli.push import push_options
 
 _EPILOG = """\b
 Examples:
@@ -25,6 +27,8 @@ Examples:
   omnimerge merge --method adamms --target ./qwen2-vl --model ./llava-onevision \\
       --param alpha=0.3 -o merged/
   omnimerge merge recipe.yaml -o merged/ --resume     # after Ctrl-C, kill -9, a loss of power
+  omnimerge merge recipe.yaml -o /shared/merged/ --executor ray --address auto
+  omnimerge merge recipe.yaml -o merged/ --push me/merged --private
   omnimerge merge --method optmerge --base ./qwen2-vl --adapter ./lora-ocr --adapter ./lora-chart \\
       --as-adapter 32 -o merged-lora/
 """
@@ -38,12 +42,25 @@ Examples:
 @click.option("--resume", is_flag=True, help="Go on with a merge that was interrupted.")
 @memory_option
 @click.option(
+    "--executor",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "ray"]),
+    help="Threads of this process, or the machines of a Ray cluster.",
+)
+@click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="Of the Ray cluster; auto: the one that this machine is part of.",
+)
+@click.option(
     "--as-adapter",
     metavar="RANK",
     type=click.IntRange(min=1),
     help="Write one PEFT adapter on the target, of this rank, instead of a checkpoint.",
 )
 @force_option
+@push_options
 def command(
     recipe: str | None,
     parameters: tuple[str, ...],
@@ -51,6 +68,8 @@ def command(
     overwrite: bool,
     resume: bool,
     memory: str,
+    executor: str,
+    address: str | None,
     as_adapter: int | None,
     force: tuple[str, ...],
     **options: Any,
@@ -64,6 +83,7 @@ def command(
     if as_adapter and resume:
         raise click.UsageError("--as-adapter cannot be resumed; leave one of them out")
     bound = bytes_from("--memory", memory)
+    _check_executor(executor, address, as_adapter)
     click.get_current_context().find_root().obj = {"out": out}
     start = time.perf_counter()
     parsed = recipe_from(recipe, options, parameters)
@@ -88,18 +108,34 @@ def command(
             overwrite=overwrite,
             resume=resume,
             memory=bound,
+            executor=executor,
+            address=address,
             force=force,
             on_progress=on_progress,
         )
     if there[0] == plan.bytes_to_write:
-        click.echo(f"{out} is complete already")
+        echo(f"{out} is complete already")
         return
     elapsed = time.perf_counter() - start
     kept = len(plan.jobs) - len(plan.merged)
     shown = ", ".join(f"{key} {value}" for key, value in plan.recipe.all_parameters.items())
-    click.echo(f"{plan.method.name}{f' ({shown})' if shown else ''} -> {out}")
-    click.echo(f"merged {len(plan.merged)} tensors, kept {kept} of the target's:")
+    echo(f"{plan.method.name}{f' ({shown})' if shown else ''} -> {out}")
+    echo(f"merged {len(plan.merged)} tensors, kept {kept} of the target's:")
     for reason, count in plan.kept_reasons().items():
-        click.echo(f"  {count:5}  {reason}")
+        echo(f"  {count:5}  {reason}")
     before = f", {size(there[0])} of it before" if there[0] else ""
-    click.echo(f"wrote {size(plan.bytes_to_write)}{before} in {elapsed:.1f} s")
+    echo(f"wrote {size(plan.bytes_to_write)}{before} in {elapsed:.1f} s")
+
+
+def _check_executor(executor: str, address: str | None, as_adapter: int | None) -> None:
+    """Refuse options that would have no effect."""
+    source = click.get_current_context().get_parameter_source("memory")
+    if executor == "local" and address is not None:
+        raise click.UsageError("--address is for --executor ray; leave it out, or give that too")
+    if executor == "ray" and as_adapter:
+        raise click.UsageError("--as-adapter runs on this machine; leave --executor out")
+    if executor == "ray" and source is not click.core.ParameterSource.DEFAULT:
+        raise click.UsageError(
+            "--memory bounds one process; with --executor ray, give every machine's memory to "
+            "`ray start --memory`"
+        )

@@ -8,6 +8,7 @@ import click
 
 from omnimerge.cli._console import (
     bytes_from,
+    echo,
     force_option,
     json_option,
     memory_option,
@@ -48,22 +49,22 @@ def command(
     if as_json:
         print_json(plan.to_dict())
         return
-    click.echo(f"{plan.method.name}  {plan.recipe.all_parameters or ''}".rstrip())
-    click.echo(f"target  {plan.target.folder}")
+    echo(f"{plan.method.name}  {plan.recipe.all_parameters or ''}".rstrip())
+    echo(f"target  {plan.target.folder}")
     for model in plan.models:
-        click.echo(f"model   {model.location}")
+        echo(f"model   {model.location}")
     if plan.base:
-        click.echo(f"base    {plan.base.folder}")
+        echo(f"base    {plan.base.folder}")
     peak = max(plan.largest, min(bound, plan.peak_memory))
     rows = [("merged", len(plan.merged), plan.method.name)]
     rows += [("kept", count, why) for why, count in plan.kept_reasons().items()]
     table(("tensors", "count", "why"), rows, "lrl")
-    click.echo(
+    echo(
         f"reads {size(plan.bytes_to_read)}, writes {size(plan.bytes_to_write)} in "
         f"{len(plan.shards)} file(s), buffers up to {size(peak)}"
     )
     if plan.largest > bound:
-        click.echo(
+        echo(
             f"{plan.method.name} takes matrices whole: the largest needs {size(plan.largest)}, "
             f"more than --memory {memory}; such ones run alone"
         )

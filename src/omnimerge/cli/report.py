@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from omnimerge.cli._console import echo
+
 
 @click.command("report", epilog="Example: omnimerge report search/ -o report.html")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -19,4 +21,4 @@ def command(folder: Path, out: Path | None) -> None:
     """
     from omnimerge.report import write_search_report
 
-    click.echo(f"report: {write_search_report(folder, out)}")
+    echo(f"report: {write_search_report(folder, out)}")

@@ -12,6 +12,7 @@ import click
 
 from omnimerge.cli._console import (
     criterion_option,
+    echo,
     force_option,
     json_option,
     parse_pairs,
@@ -159,8 +160,8 @@ def command(
         print_json(result.model_dump(mode="json"))
         return
     print_search(result)
-    click.echo(f"recipe with the choice: {options['out'] / 'recipe.yaml'}")
-    click.echo(f"report: {report}")
+    echo(f"recipe with the choice: {options['out'] / 'recipe.yaml'}")
+    echo(f"report: {report}")
 
 
 def _apply_preset(context: click.Context, name: str, options: dict[str, Any]) -> None:
@@ -201,7 +202,7 @@ def print_search(result: SearchResult) -> None:
             "the choice never sees it"
         )
     for warning in result.diagnostics.warnings:
-        click.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")
 
 
 def _print_checks(result: SearchResult) -> None:
@@ -220,7 +221,7 @@ def _print_checks(result: SearchResult) -> None:
             "the chosen point is answered twice"
         )
     for note in found.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
 
 
 @contextmanager

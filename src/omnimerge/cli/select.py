@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omnimerge.cli._console import criterion_option, json_option, print_json, table
+from omnimerge.cli._console import criterion_option, echo, json_option, print_json, table
 
 if TYPE_CHECKING:
     from omnimerge.search.choice import Choice
@@ -79,7 +79,7 @@ def command(
         read[float(alpha)] = log = open_log(path, filtered=filtered)
         if not as_json:
             answers = f"{len(log.answers)} answers"
-            click.echo(f"{parameter} {alpha.normalize():f}: {log.path} ({log.kind}, {answers})")
+            echo(f"{parameter} {alpha.normalize():f}: {log.path} ({log.kind}, {answers})")
     choice = choose(
         read,
         criterion=criterion,
@@ -209,6 +209,6 @@ def _print(choice: Choice, parameter: str, diagnostics: Diagnostics) -> None:
     click.echo(f"best score at: {tied}; rule: {TIE_RULE}")
     click.echo("labels: not read; ids, answers and prompts only")
     for note in diagnostics.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     for warning in diagnostics.warnings:
-        click.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")

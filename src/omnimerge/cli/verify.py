@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from omnimerge.cli._console import json_option, print_json
+from omnimerge.cli._console import echo, json_option, print_json
 
 _EPILOG = """\b
 Examples:
@@ -41,10 +41,10 @@ def command(out: Path, deep: bool, tensors: int, seed: int, as_json: bool) -> No
         print_json({"out": str(out), "checks": [check.to_dict() for check in checks]})
     else:
         for check in checks:
-            click.echo(f"{check.state:8}{check.name}")
+            echo(f"{check.state:8}{check.name}")
             for detail in check.details[:_SHOWN]:
-                click.echo(f"        {detail}")
+                echo(f"        {detail}")
             if len(check.details) > _SHOWN:
-                click.echo(f"        and {len(check.details) - _SHOWN} more")
+                echo(f"        and {len(check.details) - _SHOWN} more")
     if any(check.state == "failed" for check in checks):
         raise click.exceptions.Exit(1)

@@ -9,7 +9,7 @@ from omnimerge.engine.plan import MergePlan, TensorJob, build_plan, with_paramet
 from omnimerge.engine.recipe import Recipe
 
 if TYPE_CHECKING:
-    from omnimerge.engine.execute import merged_tensors, run_plan
+    from omnimerge.engine.execute import executor_named, merged_tensors, run_plan
     from omnimerge.engine.parents import Parents
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Recipe",
     "TensorJob",
     "build_plan",
+    "executor_named",
     "load_recipe",
     "merged_tensors",
     "run_plan",
@@ -27,7 +28,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch only when it is asked for."""
-    if name in ("merged_tensors", "run_plan"):
+    if name in ("executor_named", "merged_tensors", "run_plan"):
         from omnimerge.engine import execute
 
         return getattr(execute, name)

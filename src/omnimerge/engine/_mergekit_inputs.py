@@ -12,6 +12,9 @@ from omnimerge.errors import suggestion
 Reference = tuple[str, str | None]
 """A checkpoint, and the adapter on top of it."""
 
+MOST_LAYERS = 10_000
+"""No model has as many; what a file claims is not built without a limit."""
+
 
 @dataclass
 class Findings:
@@ -194,8 +197,8 @@ def _whole(sources: Any, found: Findings) -> int | None:
     """How many layers the sources have, if all are taken from their first layer on."""
     ranges = [s.get("layer_range") for s in _list(sources) if isinstance(s, Mapping)]
     ends = [r[1] for r in ranges if isinstance(r, list) and len(r) == 2 and r[0] == 0]
-    whole = len(ends) == len(ranges) and len(set(ends)) == 1 and isinstance(ends[0], int)
-    if not whole or ends[0] < 1:
+    whole = bool(ends) and len(ends) == len(ranges) and all(type(end) is int for end in ends)
+    if not whole or len(set(ends)) != 1 or not 1 <= ends[0] <= MOST_LAYERS:
         why = "layers keep their places here; all must be the whole model, [0, number of layers]"
         found.refuse("slices.0.sources.layer_range", ranges, why)
         return None
@@ -258,6 +261,8 @@ def read_reference(value: Any, where: str, found: Findings) -> Reference | None:
 def _path(value: Any) -> str | None:
     if isinstance(value, Mapping):
         path, revision = value.get("path"), value.get("revision")
+        if not isinstance(path, str):
+            return None
         return f"{path}@{revision}" if path and revision else path
     return value if isinstance(value, str) else None
 

@@ -16,6 +16,7 @@ from omnimerge.arch.geometry import geometry
 from omnimerge.arch.hf_tables import parameter_modules
 from omnimerge.checkpoint import Checkpoint, CheckpointWriter, OutputTensor
 from omnimerge.checkpoint.dtypes import item_size
+from omnimerge.checkpoint.hub import commit_of, pinned
 from omnimerge.checkpoint.writer import MANIFEST_NAME, refuse_existing
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.manifest import manifest, versions
@@ -268,6 +269,14 @@ def _write(
     return summary
 
 
+def _base_model(base: Checkpoint) -> dict[str, Any]:
+    """Where PEFT finds the base: a path, or a repository of the Hub with its commit."""
+    repo, _, commit = pinned(base.reference, base.folder).partition("@")
+    if commit and commit == commit_of(base.folder):
+        return {"base_model_name_or_path": repo, "revision": commit}
+    return {"base_model_name_or_path": base.reference}
+
+
 def _config(base: Checkpoint, collector: _Collector) -> dict[str, Any]:
     """PEFT's config; alpha equals the rank everywhere, so that the scale is 1."""
     ranks = collector.summary.ranks
@@ -276,7 +285,7 @@ def _config(base: Checkpoint, collector: _Collector) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base.reference,
+        **_base_model(base),
         "inference_mode": True,
         "r": largest,
         "lora_alpha": largest,

@@ -1,4 +1,4 @@
-"""Carry out a plan: read, compute and write chunk by chunk, several chunks at a time."""
+"""Carry out a plan: an executor computes and writes, the folder appears when all is there."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,24 +17,18 @@ from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.staging import clean, leftovers
 from omnimerge.checkpoint.writer import copy_files, refuse_existing
+from omnimerge.engine.executor import EXECUTORS, Executor
 from omnimerge.engine.inputs import InputFiles, merge_key
 from omnimerge.engine.knowledge import model_statistics
+from omnimerge.engine.local import MEMORY, LocalExecutor
 from omnimerge.engine.manifest import file_hash, manifest_key, write_manifest
 from omnimerge.engine.parents import Parents
-from omnimerge.engine.plan import (
-    MergePlan,
-    TensorJob,
-    with_parameters,
-    worker_count,
-)
+from omnimerge.engine.plan import MergePlan, TensorJob, with_parameters
 from omnimerge.engine.slices import SliceWorker, slices_of
-from omnimerge.errors import OutputError
-
-MEMORY = 10**9
-"""Default of `run_plan`: bytes for the buffers of all threads."""
+from omnimerge.errors import OutputError, RecipeError, suggestion
 
 Progress = Callable[[int, int], None]
-_Task = tuple[TensorJob, list[tuple[int, int]]]
+"""Called with (bytes written, bytes to write)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ def run_plan(
     *,
     overwrite: bool = False,
     resume: bool = False,
-    memory: int = MEMORY,
+    executor: Executor | None = None,
     on_progress: Progress | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> Outcome:
@@ -71,8 +63,7 @@ def run_plan(
         out: the folder to create.
         overwrite: replace an existing folder, once the new one is complete.
         resume: go on with what an interrupted run of the same merge left; without one, begin.
-        memory: bytes for the buffers of all threads together. A method that takes whole matrices
-            gets those that are larger one at a time.
+        executor: who computes and writes; default: the threads of this process.
         on_progress: called with (bytes written, bytes to write), first with what was there.
         finish: called with the folder, all files in place, before it gets its name; may add files.
 
@@ -96,9 +87,18 @@ def run_plan(
         return Outcome(plan.bytes_to_write, complete=True)
     refuse_existing(out, overwrite=overwrite)
     _check_disk(plan, out)
-    writer = CheckpointWriter(out, plan.shards, overwrite=overwrite, key=key, resume=resume)
+    executor = executor or LocalExecutor()
+    writer = CheckpointWriter(
+        out,
+        plan.shards,
+        overwrite=overwrite,
+        key=key,
+        resume=resume,
+        hashing=not executor.hashes,
+    )
     with writer:
-        _stream(plan, writer, memory, on_progress)
+        meter = _Meter(writer.resumed, plan.bytes_to_write, on_progress)
+        executor.run(plan, files, writer, meter.report)
         _verify(plan, writer)
         copied = _copy_non_weights(plan, writer.folder)
         files.check()
@@ -107,6 +107,36 @@ def run_plan(
         if finish:
             finish(writer.folder)
     return Outcome(writer.resumed, complete=False)
+
+
+def executor_named(
+    name: str = "local", *, memory: int = MEMORY, address: str | None = None
+) -> Executor:
+    """Make an executor.
+
+    Args:
+        name: one of `EXECUTORS`.
+        memory: bytes for the buffers of all threads; of a local one.
+        address: of the Ray cluster, ``auto`` for the one that this machine is part of; None: the
+            one that RAY_ADDRESS names, or one on this machine alone.
+
+    Returns:
+        The executor; close it.
+
+    Raises:
+        RecipeError: if there is none of that name.
+        ExecutorError: if Ray is not installed, or the cluster cannot be reached.
+    """
+    if name not in EXECUTORS:
+        problem = f"executor: {name!r} is none{suggestion(name, EXECUTORS)}"
+        raise RecipeError([f"{problem}; known: {', '.join(EXECUTORS)}"], "the call")
+    if name == "ray":
+        from omnimerge.engine.ray import RayExecutor
+
+        return RayExecutor(address)
+    if address is not None:
+        raise RecipeError(["address: is for executor ray"], "the call")
+    return LocalExecutor(memory)
 
 
 def merged_tensors(
@@ -141,115 +171,21 @@ def merged_tensors(
         yield job.output.name, merged.reshape(job.output.shape)
 
 
-def _stream(
-    plan: MergePlan, writer: CheckpointWriter, memory: int, on_progress: Progress | None
-) -> None:
-    with _single_threaded_kernels():
-        todo = _Todo(plan, writer, memory, on_progress)
-        statistics = model_statistics(plan) if todo.anything else None
+class _Meter:
+    """Counts what is written, for whoever shows it."""
 
-        def work() -> None:
-            worker = SliceWorker(plan, statistics)
-            try:
-                while task := todo.next_task():
-                    with todo.room_for(task):
-                        _run_task(worker, writer, task, todo)
-            except BaseException:
-                todo.ended.set()
-                raise
-
-        with ThreadPoolExecutor(worker_count()) as pool:
-            futures = [pool.submit(work) for _ in range(worker_count())]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:  # KeyboardInterrupt too: let the workers end
-                todo.ended.set()
-                raise
-
-
-class _Todo:
-    """What is left to do, shared by the workers."""
-
-    def __init__(
-        self,
-        plan: MergePlan,
-        writer: CheckpointWriter,
-        memory: int,
-        on_progress: Progress | None,
-    ) -> None:
-        self._plan = plan
-        self._tasks = _tasks(plan, writer)
-        self._lock = threading.Lock()
+    def __init__(self, done: int, total: int, on_progress: Progress | None) -> None:
+        self._done, self._total = done, total
         self._on_progress = on_progress
-        self._done, self._total = writer.resumed, plan.bytes_to_write
-        self._memory, self._used = memory, 0
-        self._freed = threading.Condition()
-        self.ended = threading.Event()
-        if on_progress:
-            on_progress(self._done, self._total)
-
-    @property
-    def anything(self) -> bool:
-        """Whether anything is left at all."""
-        return self._done < self._total
-
-    @contextmanager
-    def room_for(self, task: _Task) -> Iterator[None]:
-        """Wait until the task's buffers fit; one that never fits runs alone."""
-        cost = self._plan.memory_of(task[0])
-        with self._freed:
-            while self._used and self._used + cost > self._memory and not self.ended.is_set():
-                self._freed.wait(timeout=1.0)
-            self._used += cost
-        try:
-            yield
-        finally:
-            with self._freed:
-                self._used -= cost
-                self._freed.notify_all()
-
-    def next_task(self) -> _Task | None:
-        with self._lock:
-            return None if self.ended.is_set() else next(self._tasks, None)
+        self._lock = threading.Lock()
+        self.report(0)
 
     def report(self, written: int) -> None:
+        """Take in that so many bytes more are written."""
         with self._lock:
             self._done += written
             if self._on_progress:
                 self._on_progress(self._done, self._total)
-
-
-def _tasks(plan: MergePlan, writer: CheckpointWriter) -> Iterator[_Task]:
-    """Slices that are not written yet, in file order: reads and writes go forward through files.
-
-    A tensor that the method has to know as a whole is one task: its thread knows it then.
-    """
-    known = plan.method.new_statistics(plan.recipe.model_count(), plan.recipe.all_parameters)
-    for job in plan.jobs:
-        size = item_size(job.output.dtype)
-        slices = [
-            (start, stop)
-            for start, stop in slices_of(plan, job)
-            if start == stop or not writer.has(job.output.name, start * size, stop * size)
-        ]
-        if not slices:
-            continue
-        if job.merged and known and known.scope == "tensor":
-            yield job, slices
-        else:
-            yield from ((job, [each]) for each in slices)
-
-
-def _run_task(worker: SliceWorker, writer: CheckpointWriter, task: _Task, todo: _Todo) -> None:
-    job, slices = task
-    for start, stop in slices:
-        if todo.ended.is_set():
-            return
-        result = worker.compute(job, start, stop)
-        data = result.view(torch.uint8).numpy().data
-        writer.write(job.output.name, data, start * item_size(job.output.dtype))
-        todo.report(int(data.nbytes))
 
 
 def _copy_non_weights(plan: MergePlan, folder: Path) -> list[str]:
@@ -301,17 +237,6 @@ def _verify(plan: MergePlan, writer: CheckpointWriter) -> None:
             raise OutputError(f"tensor {job.output.name!r} was not written as planned")
     if written:
         raise OutputError(f"tensors that were not planned were written: {sorted(written)}")
-
-
-@contextmanager
-def _single_threaded_kernels() -> Iterator[None]:
-    """Chunks run in parallel already; threads inside each kernel would only fight over cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _numel(job: TensorJob) -> int:

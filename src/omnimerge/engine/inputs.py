@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnimerge.checkpoint import Checkpoint
-from omnimerge.engine.manifest import header_hash, roles, versions
+from omnimerge.engine.manifest import header_hash, pinned_recipe, roles, versions
 from omnimerge.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class InputFiles:
     """
 
     def __init__(self, plan: MergePlan) -> None:
-        self._files = sorted({file for each in _checkpoints(plan) for file in each.files})
+        self._files = sorted({file for each in checkpoints_of(plan) for file in each.files})
         self._seen = {file: _look(file) for file in self._files}
 
     def describe(self) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ def merge_key(plan: MergePlan, files: InputFiles) -> str:
         versions, on any machine that has the files at the same places.
     """
     described = {
-        "recipe": plan.recipe.model_dump(mode="json", exclude_none=True),
+        "recipe": pinned_recipe(plan),
         "forced": sorted(plan.forced),
         "seed": plan.recipe.seed,
         "files": files.describe(),
@@ -95,7 +95,15 @@ def header_problems(plan: MergePlan, described: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _checkpoints(plan: MergePlan) -> Iterator[Checkpoint]:
+def checkpoints_of(plan: MergePlan) -> Iterator[Checkpoint]:
+    """Give the checkpoints of a plan.
+
+    Args:
+        plan: the plan.
+
+    Yields:
+        The target, the models, the base; one that has several parts comes several times.
+    """
     yield from (plan.target, *plan.models, *([plan.base] if plan.base else []))
 
 

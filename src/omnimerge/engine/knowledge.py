@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -20,15 +20,22 @@ _MEASURED_ELEMENTS = 1 << 20
 Held = Callable[[Checkpoint, str], Tensor | None]
 """(Checkpoint, tensor name) -> the whole tensor, flat, if it is in memory; see `Parents.get`."""
 
-_Slice = tuple[TensorJob, int, int]
+Slice = tuple[TensorJob, int, int]
+"""An output tensor, and the first and one past the last of its elements that are looked at."""
+
+Pass = Callable[[Statistics, int], Iterable[Tensor]]
+"""(What is known so far, number of the pass) -> measurements of the whole model, in order."""
 
 
-def model_statistics(plan: MergePlan, held: Held | None = None) -> Statistics | None:
-    """Gather what the method has to know of the whole model, on all threads.
+def model_statistics(
+    plan: MergePlan, held: Held | None = None, measured: Pass | None = None
+) -> Statistics | None:
+    """Gather what the method has to know of the whole model.
 
     Args:
         plan: what to do; the recipe's own keywords count, overrides do not.
         held: inputs that are in memory already.
+        measured: who measures; default: all threads of this process.
 
     Returns:
         The statistics; None if the method needs none, or those of single tensors.
@@ -39,16 +46,59 @@ def model_statistics(plan: MergePlan, held: Held | None = None) -> Statistics | 
     known = plan.method.new_statistics(plan.recipe.model_count(), plan.recipe.all_parameters)
     if known is None or known.scope == "tensor":
         return None
-    with ThreadPoolExecutor(worker_count()) as pool:
-        for number in range(known.passes):
-            slices = (each for job in plan.merged for each in _slices(job))
+    measured = measured or _by_threads(plan, held)
+    for number in range(known.passes):
+        for each in measured(known, number):
+            known.add(number, each)
+        _close(known, number, "a merged tensor")
+    return known
+
+
+def measured_slices(plan: MergePlan) -> Iterator[Slice]:
+    """Cut the merged tensors into what is measured at once.
+
+    Args:
+        plan: what to do.
+
+    Yields:
+        Slices, in the order in which their measurements are added.
+    """
+    for job in plan.merged:
+        yield from _slices(job)
+
+
+def measure_all(statistics: Statistics, number: int, slices: Sequence[Slice]) -> list[Tensor]:
+    """Measure slices that follow each other.
+
+    Args:
+        statistics: what is known so far.
+        number: which pass this is.
+        slices: some of `measured_slices`.
+
+    Returns:
+        Measurements to add, in order: of counts, which are exact in any order, the sum alone.
+    """
+    found: list[Tensor] = []
+    for each in slices:
+        now = _measured(statistics, number, each, None)
+        if found and not now.is_floating_point():
+            found[0] = found[0] + now
+        else:
+            found.append(now)
+    return found
+
+
+def _by_threads(plan: MergePlan, held: Held | None) -> Pass:
+    def measured(known: Statistics, number: int) -> Iterator[Tensor]:
+        slices = measured_slices(plan)
+        with ThreadPoolExecutor(worker_count()) as pool:
             # Added up in order, whichever is measured first: sums of floats depend on it.
             while batch := list(islice(slices, 4 * worker_count())):
                 futures = [pool.submit(_measured, known, number, each, held) for each in batch]
                 for future in futures:
-                    known.add(number, future.result())
-            _close(known, number, "a merged tensor")
-    return known
+                    yield future.result()
+
+    return measured
 
 
 def tensor_statistics(
@@ -77,7 +127,7 @@ def tensor_statistics(
     return known
 
 
-def _measured(statistics: Statistics, number: int, each: _Slice, held: Held | None) -> Tensor:
+def _measured(statistics: Statistics, number: int, each: Slice, held: Held | None) -> Tensor:
     job, start, stop = each
 
     def read(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -97,7 +147,7 @@ def _close(statistics: Statistics, number: int, where: str) -> None:
         ) from error
 
 
-def _slices(job: TensorJob) -> Iterator[_Slice]:
+def _slices(job: TensorJob) -> Iterator[Slice]:
     numel = job.output.nbytes // item_size(job.output.dtype)
     for start in range(0, numel, _MEASURED_ELEMENTS):
         yield job, start, min(start + _MEASURED_ELEMENTS, numel)

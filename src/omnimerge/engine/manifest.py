@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from omnimerge.checkpoint import Checkpoint
+from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint
+from omnimerge.checkpoint.hub import commit_of, license_of, pinned
 from omnimerge.checkpoint.writer import MANIFEST_NAME
 from omnimerge.engine.plan import MergePlan, TensorJob
 
@@ -26,7 +27,7 @@ def manifest(plan: MergePlan) -> dict[str, Any]:
     """
     return {
         "format": 1,
-        "recipe": plan.recipe.model_dump(mode="json", exclude_none=True),
+        "recipe": pinned_recipe(plan),
         "seed": plan.recipe.seed,
         "select": plan.recipe.selection,
         "forced": list(plan.forced),
@@ -60,6 +61,27 @@ def manifest(plan: MergePlan) -> dict[str, Any]:
     }
 
 
+def pinned_recipe(plan: MergePlan) -> dict[str, Any]:
+    """Return the recipe with what came from the Hub as ``owner/name@commit``.
+
+    Args:
+        plan: the plan that was made from it, which knows the commits.
+
+    Returns:
+        A JSON-ready mapping; the recipe of the same bytes at any time.
+    """
+    recipe = plan.recipe.model_dump(mode="json", exclude_none=True)
+    for role, checkpoint in (("target", plan.target), ("base", plan.base)):
+        if role in recipe and checkpoint:
+            recipe[role] = pinned(recipe[role], checkpoint.folder)
+    for entry, model in zip(recipe["models"], plan.models, strict=True):
+        if "model" in entry:
+            entry["model"] = pinned(entry["model"], model.folder)
+        if isinstance(model, AdaptedCheckpoint):
+            entry["adapter"] = pinned(entry["adapter"], model.adapter.store.folder)
+    return recipe
+
+
 def roles(plan: MergePlan) -> dict[str, Checkpoint]:
     """Name the inputs of a merge.
 
@@ -79,7 +101,7 @@ def write_manifest(plan: MergePlan, folder: Path, **more: Any) -> None:
     Args:
         plan: the plan that was carried out.
         folder: the output folder.
-        more: further entries: the merge's `key`, the output's `files`.
+        **more: further entries: the merge's `key`, the output's `files`.
     """
     text = json.dumps(manifest(plan) | more, indent=1, ensure_ascii=False)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
@@ -146,14 +168,23 @@ def header_hash(file: Path) -> str:
 
 
 def _input(checkpoint: Checkpoint) -> dict[str, Any]:
+    adapter = checkpoint.adapter if isinstance(checkpoint, AdaptedCheckpoint) else None
     return {
         "reference": checkpoint.reference,
+        **_origin(checkpoint.folder),
+        **({"adapter": _origin(adapter.store.folder)} if adapter else {}),
         "model_type": checkpoint.config.get("model_type"),
         "files": [
             {"name": f.name, "bytes": f.stat().st_size, "header_sha256": header_hash(f)}
             for f in checkpoint.files
         ],
     }
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    """The commit and the license of what came from the Hub, or would go by its card."""
+    found = {"revision": commit_of(folder), "license": license_of(folder)}
+    return {key: value for key, value in found.items() if value}
 
 
 def _rule(job: TensorJob) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from typing import Any
 
 from omnimerge.arch import layer_index, slots_of
 from omnimerge.checkpoint import Checkpoint
+from omnimerge.checkpoint.headers import read_json
 from omnimerge.engine._mergekit_inputs import (
+    MOST_LAYERS,
     Findings,
     Inputs,
     Reference,
@@ -109,10 +110,10 @@ def look_at(reference: str) -> Outline | None:
     Returns:
         Its outline, or None where there is no folder, or one that tells nothing.
     """
-    folder = Path(reference).expanduser()
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        folder = Path(reference).expanduser()
+        config = read_json(folder / "config.json")
+    except (CheckpointError, ValueError, RuntimeError):  # no such file, name, or user
         return None
     found = _layer_count(config)
     if found is None:
@@ -125,12 +126,14 @@ def _layer_count(config: Any) -> int | None:
     """`num_hidden_layers` of the language model, whose config may be nested."""
     if not isinstance(config, Mapping):
         return None
-    nested = (config.get(key) for key in ("text_config", "llm_config", "thinker_config"))
+    thinker = config.get("thinker_config")
+    inner = thinker.get("text_config") if isinstance(thinker, Mapping) else None
+    nested = (config.get("text_config"), config.get("llm_config"), thinker, inner)
     for place in (config, *nested):
         count = place.get("num_hidden_layers") if isinstance(place, Mapping) else None
-        if isinstance(count, int):
+        if type(count) is int and 1 <= count <= MOST_LAYERS:
             return count
-    return _layer_count(config.get("thinker_config"))
+    return None
 
 
 def _sites(folder: Path) -> tuple[Site, ...] | None:

@@ -17,6 +17,7 @@ from omnimerge.arch.family import EMBED, HEAD
 from omnimerge.arch.geometry import geometry
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size, torch_dtype
+from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.writer import MANIFEST_NAME
 from omnimerge.engine.inputs import header_problems
 from omnimerge.engine.knowledge import model_statistics
@@ -94,12 +95,20 @@ def _run(name: str, look: Callable[[], Iterator[str]]) -> Check:
     return Check(name, "failed" if found else "ok", found)
 
 
+_KINDS = {"tensors": dict, "recipe": dict, "inputs": dict, "files": dict, "forced": list}
+
+
 def _manifest(out: Path) -> dict[str, Any]:
     try:
         found = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or "tensors" not in found:
+        if not isinstance(found, dict) or not {"tensors", "recipe"} <= set(found):
             raise ValueError("it holds no merge")
-    except (OSError, ValueError) as error:
+        for key, kind in _KINDS.items():
+            if not isinstance(found.get(key, kind()), kind):
+                raise ValueError(f"its {key} are damaged")
+        if not all(isinstance(each, str) for each in found.get("forced", ())):
+            raise ValueError("its forced are damaged")
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
             f"{out} is no merged checkpoint: {MANIFEST_NAME}: {reason}; give the folder that "
@@ -121,9 +130,11 @@ class _Subject:
             raise _CannotLookError("the manifest has none; it is of an older version")
         for name, expected in self._described["files"].items():
             file = self._out.folder / name
-            if not file.is_file():
+            if not _is_file(file):
                 yield f"{name} is missing"
-            elif file_hash(file) != expected:
+                continue
+            check_inside(self._out.folder, file)
+            if file_hash(file) != expected:
                 yield f"{name} is not what was written"
 
     def headers(self) -> Iterator[str]:
@@ -195,8 +206,18 @@ class _Subject:
             plan = build_plan(recipe, force=described.get("forced", ()), ancestor=False)
         except OmnimergeError as error:
             return f"the merge cannot be planned again: {error}"
-        problems = header_problems(plan, described["inputs"])
+        try:
+            problems = header_problems(plan, described["inputs"])
+        except (AttributeError, KeyError, TypeError):
+            return "what the manifest says of the inputs is damaged"
         return f"an input is not what was merged: {problems[0]}" if problems else plan
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long
+        return False
 
 
 def _blocks(checkpoint: Checkpoint, name: str) -> Iterator[Tensor]:

@@ -35,7 +35,8 @@ class Statistics(Protocol):
             base: the common ancestor's tensor.
 
         Returns:
-            What `add` needs; of one shape and dtype throughout a pass.
+            What `add` needs; of one shape and dtype throughout a pass. Integers are counts: `add`
+            may get the sum of several measurements in one.
         """
 
     def add(self, number: int, measured: Tensor) -> None:

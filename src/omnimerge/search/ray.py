@@ -7,11 +7,11 @@ was answering is asked again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnimerge.engine.ray import connect
 from omnimerge.errors import OmnimergeError, SearchError
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from omnimerge.search.executor import Answers, Settings, Task
 
 _ATTEMPTS = 3
-# Read when Ray is imported: without it, a cluster that is started on this machine alone listens on
-# all of its addresses, and takes 127.0.0.1 for none.
-_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class RayExecutor:
@@ -32,24 +29,11 @@ class RayExecutor:
         replicas: number of actors; None: one for each GPU, or one where there is none.
 
     Raises:
-        SearchError: if Ray is not installed.
+        ExecutorError: if Ray is not installed, or its cluster cannot be reached.
     """
 
     def __init__(self, settings: Settings, replicas: int | None = None) -> None:
-        if not os.environ.get("RAY_ADDRESS"):
-            os.environ.setdefault(_LOOPBACK, "0")
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home
-        try:
-            import ray
-        except ImportError as error:
-            raise SearchError(
-                "executor ray needs Ray, which is not installed; `pip install omnimerge[ray]`, or "
-                "use the local executor"
-            ) from error
-        self._ray: Any = ray
-        self._started = not ray.is_initialized()
-        if self._started:
-            _start(ray)
+        self._ray, self._started = connect()
         gpus = int(self._ray.cluster_resources().get("GPU", 0))
         on_gpu = settings.device.startswith("cuda")
         self._count = replicas or (gpus if on_gpu else 1) or 1
@@ -199,14 +183,6 @@ def _settings(described: Mapping[str, Any]) -> Settings:
     plan = build_plan(load_recipe(described["recipe"]), force=described["forced"], ancestor=False)
     names = ("space", "max_new_tokens", "batch_size", "device", "trust_remote_code")
     return Settings(plan, replicated=True, **{name: described[name] for name in names})
-
-
-def _start(ray: Any) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine alone."""
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if not os.environ.get("RAY_ADDRESS"):
-        options |= {"include_dashboard": False}
-    ray.init(**options)
 
 
 def _cause(error: Any) -> Exception:

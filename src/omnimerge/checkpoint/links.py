@@ -1,0 +1,33 @@
+"""Which links in a checkpoint's folder are followed: those that do not leave it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from omnimerge.errors import CheckpointError
+
+
+def check_inside(folder: Path, *files: Path) -> None:
+    """Refuse files that are links to somewhere else, such as to another user's key.
+
+    A link may lead to another file of the folder. In the Hub's cache, where a snapshot consists of
+    links, it may lead to the blobs of the same repository.
+
+    Args:
+        folder: a checkpoint's folder; it may be a link itself.
+        *files: files in it.
+
+    Raises:
+        CheckpointError: naming the first link that leaves the folder.
+    """
+    home = Path(os.path.realpath(folder))
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    for file in files:
+        real = Path(os.path.realpath(file))
+        if not any(real.is_relative_to(place) for place in allowed):
+            raise CheckpointError(
+                f"{file} is a link that leaves its folder, to {real}; put the file itself there"
+            )

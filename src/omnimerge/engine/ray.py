@@ -1,0 +1,582 @@
+"""Carry out a plan on a Ray cluster: the machines read and write storage that all of them see.
+
+Only the recipe travels, and which elements a task is about; for methods that look at the whole
+model first, what they counted. The driver keeps the lock, the journal and the commit. A task writes
+at its places in the files of the hidden folder, waits for the disk, and answers which bytes it
+wrote, with a checksum; when a file is complete, a task reads it back for the manifest.
+
+A task is a function of its arguments: one whose machine is lost is done again elsewhere, and writes
+the same bytes. Tasks that outlive their driver write these bytes too, or find another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint, CheckpointWriter
+from omnimerge.checkpoint.dtypes import item_size
+from omnimerge.checkpoint.journal import journal_key
+from omnimerge.checkpoint.shard import ShardFile
+from omnimerge.checkpoint.staging import JOURNAL_NAME
+from omnimerge.engine.executor import Report, Task, tasks_left
+from omnimerge.engine.inputs import InputFiles, checkpoints_of
+from omnimerge.engine.knowledge import Pass, measure_all, measured_slices, model_statistics
+from omnimerge.engine.loading import load_recipe
+from omnimerge.engine.manifest import versions
+from omnimerge.engine.plan import MergePlan, TensorJob, build_plan
+from omnimerge.engine.slices import SliceWorker
+from omnimerge.errors import ExecutorError, OmnimergeError, OutputError
+from omnimerge.methods import Statistics
+
+# Read when Ray is imported, for a cluster on this machine alone.
+_ALONE = {
+    # Without it, it listens on all of the machine's addresses, and takes 127.0.0.1 for none.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent home
+    "RAY_AUTH_MODE": "token",  # its own default, without a line about it
+}
+_ATTEMPTS = 5
+# Tasks for each CPU of the cluster, so that none waits long for the last one; and their bounds.
+_TASKS_PER_CPU, _LEAST, _MOST = 8, 8 * 10**6, 256 * 10**6
+_PROCESS = 500 * 10**6  # memory of a Python process with torch, next to its buffers
+_PATIENCE = 300.0  # seconds without any CPU in the cluster
+_BLOCK = 1 << 22
+
+Written = tuple[int, int, int]
+"""First byte in the file, one past the last, CRC-32 of what was written there."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every task gets.
+
+    Attributes:
+        recipe: with absolute paths.
+        forced: gates that the driver waived.
+        references: what the user calls the checkpoints, for messages.
+        seen: the inputs and versions that the driver sees.
+        folder: the hidden folder.
+        key: of the merge.
+    """
+
+    recipe: dict[str, Any]
+    forced: tuple[str, ...]
+    references: tuple[str, ...]
+    seen: dict[str, Any]
+    folder: str
+    key: str
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Elements of one tensor: the job's number, its first byte in the file, its slices."""
+
+    job: int
+    offset: int
+    slices: tuple[tuple[int, int], ...]
+
+
+class RayExecutor:
+    """Tasks of a Ray cluster. See `Executor`.
+
+    Args:
+        address: of the cluster, ``auto`` for the one that this machine is part of; None: the one
+            that RAY_ADDRESS names, or one on this machine alone, on 127.0.0.1.
+
+    Raises:
+        ExecutorError: if Ray is not installed, or the cluster cannot be reached.
+    """
+
+    hashes = True
+
+    def __init__(self, address: str | None = None) -> None:
+        self._ray, self._started = connect(address)
+
+    def run(
+        self, plan: MergePlan, files: InputFiles, writer: CheckpointWriter, report: Report
+    ) -> None:
+        """Write everything that the writer does not have yet; see `Executor`.
+
+        Args:
+            plan: what to do.
+            files: its inputs.
+            writer: the output.
+            report: gets the bytes written.
+
+        Raises:
+            ExecutorError: if tasks lose their machines again and again, or there is none.
+        """
+        tasks = list(tasks_left(plan, writer))
+        work = self._ray.put(_work(plan, files, writer))
+        known = None
+        if any(task.job.merged for task in tasks):
+            known = model_statistics(plan, measured=self._by_tasks(plan, work))
+        run = _Run(self, plan, writer, report)
+        run.carry_out(tasks, work, self._ray.put(known))
+
+    def close(self) -> None:
+        """Stop Ray where this started it."""
+        if self._started:
+            self._ray.shutdown()
+
+    def submit(self, function: Any, memory: int, *arguments: Any) -> Any:
+        """Start a task on one CPU of any machine.
+
+        Args:
+            function: what it runs.
+            memory: bytes that it takes.
+            *arguments: of the function.
+
+        Returns:
+            Ray's reference of the result.
+        """
+        remote = self._ray.remote(function).options(
+            num_cpus=1,
+            memory=min(memory, self._largest_memory()),
+            max_retries=_ATTEMPTS,
+            scheduling_strategy="SPREAD",
+        )
+        return remote.remote(*arguments)
+
+    def results(self, running: Iterable[Any], *, in_order: bool = False) -> Generator[Any]:
+        """Wait for tasks; more of them may be added to `running` meanwhile.
+
+        Args:
+            running: references; those that are done are removed where that is possible.
+            in_order: whether to keep their order.
+
+        Yields:
+            (Reference, result), as they are done.
+
+        Raises:
+            ExecutorError: if one loses its machine again and again, or there is none.
+        """
+        waiting = running if isinstance(running, list) else list(running)
+        idle_since = time.monotonic()
+        try:
+            while waiting:
+                first = waiting[:1] if in_order else waiting
+                done, _ = self._ray.wait(first, num_returns=1, timeout=5.0)
+                if done or self._cpus():
+                    idle_since = time.monotonic()
+                if time.monotonic() - idle_since > _PATIENCE:
+                    raise ExecutorError(
+                        f"no machine of the Ray cluster had a CPU to work with for {_PATIENCE:.0f} "
+                        "s; see `ray status`"
+                    )
+                for each in done:
+                    waiting.remove(each)
+                    yield each, self._result(each)
+        except BaseException:  # Ctrl-C too
+            for each in waiting:
+                self._ray.cancel(each)
+            raise
+
+    def grouped(self, sizes: Sequence[int]) -> Iterator[slice]:
+        """Cut a list of things with sizes into runs, several for each CPU.
+
+        Args:
+            sizes: bytes of each.
+
+        Yields:
+            Slices of the list.
+        """
+        limit = sum(sizes) // (_TASKS_PER_CPU * max(1, self._cpus()))
+        limit = min(max(limit, _LEAST), _MOST)
+        start, held = 0, 0
+        for number, nbytes in enumerate(sizes):
+            if held and held + nbytes > limit:
+                yield slice(start, number)
+                start, held = number, 0
+            held += nbytes
+        if start < len(sizes):
+            yield slice(start, len(sizes))
+
+    def _by_tasks(self, plan: MergePlan, work: Any) -> Pass:
+        """Measure the whole model by tasks: what they counted comes back, the driver adds it up."""
+        numbers = {job.output.name: number for number, job in enumerate(plan.jobs)}
+        slices = [(numbers[job.output.name], *where) for job, *where in measured_slices(plan)]
+        sizes = [
+            (stop - start) * item_size(plan.jobs[number].output.dtype)
+            for number, start, stop in slices
+        ]
+        groups = [slices[run] for run in self.grouped(sizes)]
+
+        def measured(known: Statistics, number: int) -> Iterator[Tensor]:
+            held = self._ray.put(known)
+            running = [
+                self.submit(_measure, _PROCESS, work, held, number, group) for group in groups
+            ]
+            for _, found in self.results(running, in_order=True):
+                yield from found
+
+        return measured
+
+    def _result(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            cause: object = getattr(error, "cause", None)
+            if isinstance(cause, (OmnimergeError, OSError)):
+                raise cause from error
+            raise
+        except self._ray.exceptions.RayError as error:
+            raise ExecutorError(
+                f"a task lost its machine or its process {_ATTEMPTS + 1} times "
+                f"({type(error).__name__}); look at the memory of the machines"
+            ) from error
+
+    def _cpus(self) -> int:
+        return int(self._ray.cluster_resources().get("CPU", 0))
+
+    def _largest_memory(self) -> int:
+        """Of any machine: a task that asks for more would wait for ever."""
+        sizes = [n["Resources"].get("memory", 0) for n in self._ray.nodes() if n["Alive"]]
+        return int(max(sizes, default=0))
+
+
+class _Run:
+    """One output that is being filled.
+
+    Args:
+        executor: where.
+        plan: what to do.
+        writer: the output.
+        report: gets the bytes written.
+    """
+
+    def __init__(
+        self, executor: RayExecutor, plan: MergePlan, writer: CheckpointWriter, report: Report
+    ) -> None:
+        self._executor, self._plan = executor, plan
+        self._writer, self._report = writer, report
+        self._written: dict[str, list[Written]] = {s.path.name: [] for s in writer.files}
+        self._groups: dict[str, int] = dict.fromkeys(self._written, 0)
+        self._running: list[Any] = []
+        self._meaning: dict[Any, tuple[ShardFile, bool]] = {}
+
+    def carry_out(self, tasks: Sequence[Task], work: Any, known: Any) -> None:
+        """Write what is missing, then read every file back.
+
+        Args:
+            tasks: what is missing, in file order.
+            work: what every task gets, in Ray's store.
+            known: the method's statistics, in Ray's store.
+        """
+        for shard, group in self._by_file(tasks):
+            cost = _PROCESS + max(self._plan.memory_of(task.job) for task in group)
+            pieces = [self._piece(task) for task in group]
+            self._groups[shard.path.name] += 1
+            self._submit(shard, False, _write, cost, work, known, shard.path.name, pieces)
+        for shard in self._writer.files:
+            self._read_back_if_complete(shard, work)
+        with closing(self._executor.results(self._running)) as results:
+            for reference, found in results:
+                shard, is_digest = self._meaning.pop(reference)
+                if is_digest:
+                    self._writer.hashed(shard.path.name, found)
+                    continue
+                self._take(shard, found)
+                self._groups[shard.path.name] -= 1
+                self._read_back_if_complete(shard, work)
+
+    def _by_file(self, tasks: Sequence[Task]) -> Iterator[tuple[ShardFile, Sequence[Task]]]:
+        for run in self._executor.grouped([task.nbytes for task in tasks]):
+            by_file: dict[str, list[Task]] = {}
+            files: dict[str, ShardFile] = {}
+            for task in tasks[run]:
+                shard = self._writer.place(task.job.output.name)[0]
+                files[shard.path.name] = shard
+                by_file.setdefault(shard.path.name, []).append(task)
+            yield from ((files[name], group) for name, group in by_file.items())
+
+    def _piece(self, task: Task) -> _Piece:
+        offset = self._writer.place(task.job.output.name)[1]
+        return _Piece(task.number, offset, task.slices)
+
+    def _take(self, shard: ShardFile, written: Sequence[Written]) -> None:
+        """The disk has these bytes: the next line of the journal may speak of them."""
+        for start, stop, _ in written:
+            shard.mark(start, stop)
+            self._report(stop - start)
+        self._written[shard.path.name].extend(written)
+
+    def _read_back_if_complete(self, shard: ShardFile, work: Any) -> None:
+        name = shard.path.name
+        if not self._groups[name]:
+            found = sorted(self._written[name])
+            self._submit(shard, True, _read_back, _PROCESS, work, name, found)
+
+    def _submit(
+        self, shard: ShardFile, is_digest: bool, function: Any, memory: int, *arguments: Any
+    ) -> None:
+        reference = self._executor.submit(function, memory, *arguments)
+        self._meaning[reference] = shard, is_digest
+        self._running.append(reference)
+
+
+def connect(address: str | None = None) -> tuple[Any, bool]:
+    """Join a Ray cluster, or start one on this machine alone.
+
+    Args:
+        address: of the cluster, ``auto`` for the one that this machine is part of; None: the one
+            that this process is connected to, or RAY_ADDRESS names, or a new one on 127.0.0.1.
+
+    Returns:
+        The module, and whether this call connected to a cluster; then call its `shutdown` later.
+
+    Raises:
+        ExecutorError: if Ray is not installed, or the cluster cannot be reached.
+    """
+    if address and address.startswith("ray://"):
+        raise ExecutorError(
+            f"{address} is an address of Ray's client; run the command on a machine of the "
+            "cluster, with --address auto"
+        )
+    alone = not address and not os.environ.get("RAY_ADDRESS")
+    if alone and "ray" not in sys.modules:
+        for name, value in _ALONE.items():
+            os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise ExecutorError(
+            "executor ray needs Ray, which is not installed; `pip install omnimerge[ray]`, or use "
+            "the local executor"
+        ) from error
+    if ray.is_initialized():
+        return ray, False
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    options |= {"address": "local", "include_dashboard": False} if alone else {"address": address}
+    if not alone:
+        _knock(address or os.environ["RAY_ADDRESS"])
+    main = threading.current_thread() is threading.main_thread()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = address or os.environ.get("RAY_ADDRESS") or "on this machine"
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ExecutorError(
+            f"cannot reach a Ray cluster ({where}): {reason}; start one with `ray start --head`"
+        ) from error
+    finally:
+        if main:  # Ray takes SIGTERM for itself, and would leave without a word
+            signal.signal(signal.SIGTERM, on_sigterm)
+    return ray, True
+
+
+def _knock(address: str) -> None:
+    """Say at once that nobody answers; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ExecutorError(
+            f"cannot reach a Ray cluster ({address}): {reason}; see `ray status` on its head"
+        ) from error
+
+
+def _work(plan: MergePlan, files: InputFiles, writer: CheckpointWriter) -> _Work:
+    return _Work(
+        recipe=_absolute(plan),
+        forced=plan.forced,
+        references=tuple(each.reference for each in checkpoints_of(plan)),
+        seen=_seen(plan, files),
+        folder=str(writer.folder.absolute()),
+        key=writer.key,
+    )
+
+
+def _absolute(plan: MergePlan) -> dict[str, Any]:
+    """The recipe with the folders that its references were found in."""
+    recipe = plan.recipe
+
+    def place(checkpoint: Checkpoint) -> str:
+        return str(checkpoint.folder.absolute())
+
+    entries = []
+    for entry, model in zip(recipe.models, plan.models, strict=True):
+        found = {"model": place(model)}
+        if isinstance(model, AdaptedCheckpoint):
+            found = {"model": place(model.base), "adapter": place(model.adapter.store)}
+        entries.append(entry.model_copy(update=found))
+    changed: dict[str, Any] = {
+        "models": tuple(entries),
+        "layouts": tuple(str(Path(each).absolute()) for each in recipe.layouts),
+    }
+    if recipe.target:
+        changed["target"] = place(plan.target)
+    if recipe.base and plan.base:
+        changed["base"] = place(plan.base)
+    return recipe.model_copy(update=changed).model_dump(mode="json", exclude_defaults=True)
+
+
+def _seen(plan: MergePlan, files: InputFiles) -> dict[str, Any]:
+    """What decides the bytes of the output, under the name that a message gives it."""
+    jobs = json.dumps([plan.to_dict()["jobs"], [str(shard) for shard in plan.shards]])
+    found: dict[str, Any] = {f"version of {name}": each for name, each in versions().items()}
+    for each in files.describe():
+        file = Path(each.pop("file")).absolute()
+        found |= {f"{what} of {file}": value for what, value in each.items()}
+    return {**found, "plan": hashlib.sha256(jobs.encode()).hexdigest()}
+
+
+# From here on: what runs on the machines.
+
+
+class _Opened:
+    """A plan, opened in a worker process; the tasks of one merge share it."""
+
+    def __init__(self, work: _Work) -> None:
+        here = platform.node()
+        try:
+            recipe = load_recipe(work.recipe)
+            self.plan = build_plan(recipe, force=work.forced, ancestor=False)
+            seen = _seen(self.plan, InputFiles(self.plan))
+        except OmnimergeError as error:
+            raise ExecutorError(
+                f"machine {here} cannot do what the driver can: {error}; all machines have to see "
+                "the same folders, and to have the same packages"
+            ) from error
+        if different := _differences(work.seen, seen):
+            raise ExecutorError(
+                f"machine {here} does not see what the driver sees: {different}; all machines have "
+                "to see the same folders, and to have the same packages"
+            )
+        for checkpoint, reference in zip(checkpoints_of(self.plan), work.references, strict=True):
+            checkpoint.reference = reference
+        torch.set_num_threads(1)  # other tasks have the other cores
+        self.worker: SliceWorker | None = None
+
+
+_opened: dict[_Work | str, _Opened] = {}
+
+
+def _open(work: _Work) -> _Opened:
+    found = _opened.get(work.key)
+    if found is None:
+        _opened.clear()
+        found = _opened[work.key] = _Opened(work)
+    return found
+
+
+def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    names = [n for n in {**expected, **found} if expected.get(n) != found.get(n)]
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
+
+
+def _measure(
+    work: _Work, known: Statistics, number: int, slices: Sequence[tuple[int, int, int]]
+) -> list[Tensor]:
+    """A task: look at slices of the inputs."""
+    jobs = _open(work).plan.jobs
+    return measure_all(known, number, [(jobs[n], start, stop) for n, start, stop in slices])
+
+
+def _write(
+    work: _Work, known: Statistics | None, name: str, pieces: Sequence[_Piece]
+) -> list[Written]:
+    """A task: compute slices, write them at their places of a file, wait for the disk."""
+    opened = _open(work)
+    worker = opened.worker = opened.worker or SliceWorker(opened.plan, known)
+    descriptor = _file_of(work, name, os.O_WRONLY)
+    written: list[Written] = []
+    try:
+        for piece in pieces:
+            job = opened.plan.jobs[piece.job]
+            for start, stop in piece.slices:
+                place = piece.offset + start * item_size(job.output.dtype)
+                _append(written, place, _put(descriptor, worker, job, start, stop, place))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return written
+
+
+def _put(
+    descriptor: int, worker: SliceWorker, job: TensorJob, start: int, stop: int, place: int
+) -> memoryview:
+    data = worker.compute(job, start, stop).view(torch.uint8).numpy().data
+    left = data
+    while left.nbytes:
+        count = os.pwrite(descriptor, left, place)
+        left, place = left[count:], place + count
+    return data
+
+
+def _append(written: list[Written], place: int, data: memoryview) -> None:
+    """Join what follows without a gap."""
+    if written and written[-1][1] == place:
+        start, _, crc = written.pop()
+    else:
+        start, crc = place, 0
+    written.append((start, place + data.nbytes, zlib.crc32(data, crc)))
+
+
+def _read_back(work: _Work, name: str, written: Sequence[Written]) -> str:
+    """A task: hash a file, and hold it against what the tasks wrote into it."""
+    digest = hashlib.sha256()
+    descriptor = _file_of(work, name, os.O_RDONLY)
+    try:
+        position = 0
+        for start, stop, crc in written:
+            _hash(descriptor, position, start, digest)
+            if _hash(descriptor, start, stop, digest) != crc:
+                raise OutputError(
+                    f"{Path(work.folder) / name} does not hold what was written to it at bytes "
+                    f"{start:,} to {stop:,}: the machines' view of the storage is not coherent; "
+                    "merge again on one machine, or on other storage"
+                )
+            position = stop
+        _hash(descriptor, position, os.fstat(descriptor).st_size, digest)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
+
+
+def _hash(descriptor: int, start: int, stop: int, digest: Any) -> int:
+    """Hash bytes of a file; return their CRC-32."""
+    crc = 0
+    while start < stop and (block := os.pread(descriptor, min(_BLOCK, stop - start), start)):
+        digest.update(block)
+        crc, start = zlib.crc32(block, crc), start + len(block)
+    return crc
+
+
+def _file_of(work: _Work, name: str, flags: int) -> int:
+    """Open a file of the output, which has to be of this merge still."""
+    file = Path(work.folder) / name
+    try:
+        descriptor = os.open(file, flags)
+    except FileNotFoundError as error:
+        raise ExecutorError(
+            f"machine {platform.node()} does not see {file}; the output has to lie on storage that "
+            "all machines share"
+        ) from error
+    # After opening: a file of this name that comes later is not the one that is open.
+    if journal_key(file.with_name(JOURNAL_NAME)) != work.key:
+        os.close(descriptor)
+        raise ExecutorError(f"{file} belongs to another merge by now; nothing was written to it")
+    return descriptor
