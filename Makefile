@@ -1,5 +1,6 @@
 # make demo    install into .venv, then run `omnimerge demo`
 # make test    the tests; make check: format, lint, types, import contracts, docs
+# make soak    an hour of fuzzing (MINUTES=60), then 2,000 merges that are killed (KILLS=2000)
 # Everything is installed from constraints.txt, which pins the versions that were tested.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs bench soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/omnimerge demo
@@ -31,6 +32,13 @@ docs: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/merge.py
+
+soak: MINUTES ?= 60
+soak: KILLS ?= 2000
+soak: $(VENV)/.installed-dev
+	-$(PIP) atheris
+	$(BIN)/python tests/fuzz/soak.py --minutes $(MINUTES)
+	OMNIMERGE_KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/engine/test_resume.py -k kill
 
 clean:
 	rm -rf $(VENV) build omnimerge-demo benchmarks/scratch

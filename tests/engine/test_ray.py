@@ -24,7 +24,7 @@ import omnimerge
 from omnimerge.checkpoint import journal
 from omnimerge.checkpoint.staging import leftovers
 from omnimerge.cli import main
-from omnimerge.engine import knowledge, slices
+from omnimerge.engine import knowledge, slices, worker
 from omnimerge.engine import ray as ray_module
 from omnimerge.errors import CheckpointError, ExecutorError, NonFiniteError, OutputError
 
@@ -92,7 +92,7 @@ def slowly(folder, seconds):
         note = f"{os.getpid()} {its.get_runtime_context().get_node_id()}"
         (Path(folder) / f"{time.time_ns()}").write_text(note)
         time.sleep(seconds)
-        return real._write(*arguments)
+        return real.write_pieces(*arguments)
 
     return write
 
@@ -194,7 +194,7 @@ def test_a_machine_that_sees_something_else_refuses(cluster, recipe, tmp_path, m
     donor = tmp_path / "donor"
     shutil.copytree(recipe["models"][1], donor)
     recipe = {**recipe, "models": [recipe["models"][0], str(donor)]}
-    real = ray_module._work
+    real = ray_module.describe_work
 
     def other(*arguments):
         work = real(*arguments)
@@ -208,7 +208,7 @@ def test_a_machine_that_sees_something_else_refuses(cluster, recipe, tmp_path, m
             work.seen["version of torch"] = "0.1"
         return work
 
-    monkeypatch.setattr(ray_module, "_work", other)
+    monkeypatch.setattr(ray_module, "describe_work", other)
     expected = {
         "file": r"does not see what the driver sees: modified_ns of .*/donor/model.safetensors;",
         "folder": r"cannot do what the driver can: there is no folder /nowhere",
@@ -222,33 +222,33 @@ def test_a_machine_that_sees_something_else_refuses(cluster, recipe, tmp_path, m
 def test_a_task_that_comes_late_touches_no_other_merge(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"another merge's")
     (tmp_path / "omnimerge.journal").write_text('{"merge":"another"}\n[]\n')
-    work = ray_module._Work({}, (), (), {}, str(tmp_path), "ours")
+    work = worker.Work({}, (), (), {}, str(tmp_path), "ours")
     with pytest.raises(ExecutorError, match="belongs to another merge by now"):
-        ray_module._file_of(work, "model.safetensors", os.O_WRONLY)
+        worker._file_of(work, "model.safetensors", os.O_WRONLY)
     with pytest.raises(ExecutorError, match="has to lie on storage that all machines share"):
-        ray_module._file_of(work, "model-2.safetensors", os.O_WRONLY)
+        worker._file_of(work, "model-2.safetensors", os.O_WRONLY)
 
 
 def test_a_write_that_the_storage_lost_is_found(tmp_path):
     (tmp_path / "f").write_bytes(b"head" + b"\0" * 4096)
     (tmp_path / "omnimerge.journal").write_text('{"merge":"k"}\n')
-    work = ray_module._Work({}, (), (), {}, str(tmp_path), "k")
+    work = worker.Work({}, (), (), {}, str(tmp_path), "k")
     written = []
-    ray_module._append(written, 4, memoryview(b"\0" * 96))
-    ray_module._append(written, 100, memoryview(b"\0" * 4))
-    ray_module._append(written, 300, memoryview(b"\0" * 4))
+    worker._append(written, 4, memoryview(b"\0" * 96))
+    worker._append(written, 100, memoryview(b"\0" * 4))
+    worker._append(written, 300, memoryview(b"\0" * 4))
     assert [each[:2] for each in written] == [(4, 104), (300, 304)]
-    assert len(ray_module._read_back(work, "f", written)) == 64
-    ray_module._append(written, 304, memoryview(b"lost"))
+    assert len(worker.read_back(work, "f", written)) == 64
+    worker._append(written, 304, memoryview(b"lost"))
     with pytest.raises(OutputError, match=r"at bytes 300 to 308: .* not coherent"):
-        ray_module._read_back(work, "f", written)
+        worker.read_back(work, "f", written)
 
 
 def test_a_killed_process(cluster, recipe, tmp_path, monkeypatch):
     merge(recipe, tmp_path / "local")
     notes = tmp_path / "notes"
     notes.mkdir()
-    monkeypatch.setattr(ray_module, "_write", slowly(str(notes), 0.1))
+    monkeypatch.setattr(ray_module, "write_pieces", slowly(str(notes), 0.1))
     seen = []
 
     def kill():
@@ -266,7 +266,7 @@ def test_interrupted_here_resumed_there(cluster, recipe, tmp_path, monkeypatch):
     merge(recipe, tmp_path / "whole")
     notes = tmp_path / "notes"
     notes.mkdir()
-    monkeypatch.setattr(ray_module, "_write", slowly(str(notes), 0.05))
+    monkeypatch.setattr(ray_module, "write_pieces", slowly(str(notes), 0.05))
 
     noted = []
 
@@ -369,7 +369,7 @@ def test_a_killed_node(cluster, recipe, tmp_path, monkeypatch):
     merge(recipe, tmp_path / "local")
     notes = tmp_path / "notes"
     notes.mkdir()
-    monkeypatch.setattr(ray_module, "_write", slowly(str(notes), 0.2))
+    monkeypatch.setattr(ray_module, "write_pieces", slowly(str(notes), 0.2))
     lost = []
 
     def kill():
@@ -398,7 +398,7 @@ from test_ray import slowly
 import ray
 ray.cloudpickle.register_pickle_by_value(sys.modules["test_ray"])
 slices.CHUNK_ELEMENTS, ray_module._LEAST, journal.INTERVAL = 1000, 1, 0.01
-ray_module._write = slowly(sys.argv[3], 0.2)
+ray_module.write_pieces = slowly(sys.argv[3], 0.2)
 recipe = json.loads(sys.argv[1])
 omnimerge.merge(recipe, sys.argv[2], force=["ancestor"], executor="ray", address="auto")
 """

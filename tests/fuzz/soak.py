@@ -1,7 +1,8 @@
 """Fuzz every reader for a given time, and write down how many cases ran and what was found.
 
     python tests/fuzz/soak.py --minutes 60
-    python tests/fuzz/soak.py --minutes 5 --only pickle recipe
+    python tests/fuzz/soak.py --minutes 5 --only pickle recipe   # keeps the others' results
+    python tests/fuzz/soak.py --minutes 30 --add                 # adds to what ran before
 
 The time is shared equally by the targets of `tests/support/hostile.py`. Each runs in a process of
 its own, half of the time with hypothesis, half with atheris, which needs `pip install atheris`;
@@ -173,10 +174,11 @@ def run_one(name: str, engine: str, folder: Path, seconds: float) -> None:
     with_hypothesis(name, folder, seconds)
 
 
-def run_all(names: list[str], seconds: float, scratch: Path, out: Path) -> None:
-    """Run all targets, one process at a time, and write the results after each."""
+def run_all(
+    names: list[str], seconds: float, scratch: Path, out: Path, found: dict[str, Any]
+) -> None:
+    """Run targets, one process at a time, and write the results after each beside those found."""
     engines = ["hypothesis", *(["atheris"] if find_spec("atheris") else [])]
-    found: dict[str, Any] = {}
     for name in names:
         for engine in engines:
             share = seconds / len(names) / len(engines)
@@ -196,10 +198,29 @@ def run_all(names: list[str], seconds: float, scratch: Path, out: Path) -> None:
                 entry.setdefault("findings", []).append(
                     {"what": f"the process ended with {done}", "file": "last"}
                 )
-            found.setdefault(name, {})[engine] = entry
-            out.write_text(json.dumps(describe(found), indent=1) + "\n")
+            before = found.setdefault(name, {}).get(engine)
+            found[name][engine] = _sum(before, entry) if before else entry
+            out.with_suffix(".new").write_text(json.dumps(describe(found), indent=1) + "\n")
+            out.with_suffix(".new").replace(out)
             print(f"{name:16}{engine:12}{entry.get('cases', 0):9} cases", end="", flush=True)
             print(f"  {[each['what'] for each in entry.get('findings', [])] or 'nothing found'}")
+
+
+def _sum(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """The results of two runs as those of one."""
+    return {
+        "seconds": round(one.get("seconds", 0) + two.get("seconds", 0), 1),
+        "cases": one.get("cases", 0) + two.get("cases", 0),
+        "ends": dict((Counter(one.get("ends")) + Counter(two.get("ends"))).most_common()),
+        "slowest_seconds": max(each.get("slowest_seconds", 0) for each in (one, two)),
+        "findings": [*one.get("findings", []), *two.get("findings", [])],
+    }
+
+
+def _before(out: Path, names: list[str], add: bool) -> dict[str, Any]:
+    """What earlier runs found, as far as this one does not replace it."""
+    found = json.loads(out.read_text())["targets"] if out.is_file() else {}
+    return found if add else {name: each for name, each in found.items() if name not in names}
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -234,6 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--only", nargs="*", help="targets")
+    parser.add_argument("--add", action="store_true", help="add to the results of earlier runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--scratch", type=Path, help="where findings are kept")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -247,7 +269,8 @@ def main() -> None:
 
     names = given.only or list(hostile.TARGETS)
     scratch = given.scratch or Path(tempfile.mkdtemp(prefix="omnimerge-fuzz-"))
-    run_all(names, given.minutes * 60, scratch, given.out)
+    before = _before(given.out, names, given.add)
+    run_all(names, given.minutes * 60, scratch, given.out, before)
     print(f"{given.out}; what shows the findings: {scratch}")
 
 

@@ -176,4 +176,4 @@ def test_the_model_card():
         assert not re.search("^# injected|^```[^`]*$", text, re.MULTILINE)
         assert not re.search(r"(?<!\\)\]\(javascript", re.sub("`+ .*? `+", "", text))
     title = next(line for line in body.splitlines() if line.startswith("# "))
-    assert "\\[c\\](javascript" in title and "&lt;script" in title
+    assert "\\[c\\](javascript" in title and "&lt;script" in before

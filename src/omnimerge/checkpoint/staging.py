@@ -201,6 +201,10 @@ def _exchange(new: Path, out: Path) -> None:
 def _renameat2(one: Path, other: Path) -> None:
     """Exchange two paths in one step (Linux).
 
+    Args:
+        one: the one.
+        other: the other.
+
     Raises:
         OSError: if the file system cannot.
         AttributeError: if the C library cannot.

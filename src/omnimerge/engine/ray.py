@@ -11,38 +11,27 @@ the same bytes. Tasks that outlive their driver write these bytes too, or find a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import platform
 import signal
 import socket
 import sys
 import threading
 import time
-import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint, CheckpointWriter
+from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size
-from omnimerge.checkpoint.journal import journal_key
 from omnimerge.checkpoint.shard import ShardFile
-from omnimerge.checkpoint.staging import JOURNAL_NAME
 from omnimerge.engine.executor import Report, Task, tasks_left
-from omnimerge.engine.inputs import InputFiles, checkpoints_of
-from omnimerge.engine.knowledge import Pass, measure_all, measured_slices, model_statistics
-from omnimerge.engine.loading import load_recipe
-from omnimerge.engine.manifest import versions
-from omnimerge.engine.plan import MergePlan, TensorJob, build_plan
-from omnimerge.engine.slices import SliceWorker
-from omnimerge.errors import ExecutorError, OmnimergeError, OutputError
+from omnimerge.engine.inputs import InputFiles
+from omnimerge.engine.knowledge import Pass, measured_slices, model_statistics
+from omnimerge.engine.plan import MergePlan
+from omnimerge.engine.worker import Piece, Written, describe_work, measure, read_back, write_pieces
+from omnimerge.errors import ExecutorError, OmnimergeError
 from omnimerge.methods import Statistics
 
 # Read when Ray is imported, for a cluster on this machine alone.
@@ -57,40 +46,6 @@ _ATTEMPTS = 5
 _TASKS_PER_CPU, _LEAST, _MOST = 8, 8 * 10**6, 256 * 10**6
 _PROCESS = 500 * 10**6  # memory of a Python process with torch, next to its buffers
 _PATIENCE = 300.0  # seconds without any CPU in the cluster
-_BLOCK = 1 << 22
-
-Written = tuple[int, int, int]
-"""First byte in the file, one past the last, CRC-32 of what was written there."""
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every task gets.
-
-    Attributes:
-        recipe: with absolute paths.
-        forced: gates that the driver waived.
-        references: what the user calls the checkpoints, for messages.
-        seen: the inputs and versions that the driver sees.
-        folder: the hidden folder.
-        key: of the merge.
-    """
-
-    recipe: dict[str, Any]
-    forced: tuple[str, ...]
-    references: tuple[str, ...]
-    seen: dict[str, Any]
-    folder: str
-    key: str
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Elements of one tensor: the job's number, its first byte in the file, its slices."""
-
-    job: int
-    offset: int
-    slices: tuple[tuple[int, int], ...]
 
 
 class RayExecutor:
@@ -124,7 +79,7 @@ class RayExecutor:
             ExecutorError: if tasks lose their machines again and again, or there is none.
         """
         tasks = list(tasks_left(plan, writer))
-        work = self._ray.put(_work(plan, files, writer))
+        work = self._ray.put(describe_work(plan, files, writer))
         known = None
         if any(task.job.merged for task in tasks):
             known = model_statistics(plan, measured=self._by_tasks(plan, work))
@@ -222,7 +177,7 @@ class RayExecutor:
         def measured(known: Statistics, number: int) -> Iterator[Tensor]:
             held = self._ray.put(known)
             running = [
-                self.submit(_measure, _PROCESS, work, held, number, group) for group in groups
+                self.submit(measure, _PROCESS, work, held, number, group) for group in groups
             ]
             for _, found in self.results(running, in_order=True):
                 yield from found
@@ -284,7 +239,7 @@ class _Run:
             cost = _PROCESS + max(self._plan.memory_of(task.job) for task in group)
             pieces = [self._piece(task) for task in group]
             self._groups[shard.path.name] += 1
-            self._submit(shard, False, _write, cost, work, known, shard.path.name, pieces)
+            self._submit(shard, False, write_pieces, cost, work, known, shard.path.name, pieces)
         for shard in self._writer.files:
             self._read_back_if_complete(shard, work)
         with closing(self._executor.results(self._running)) as results:
@@ -307,9 +262,9 @@ class _Run:
                 by_file.setdefault(shard.path.name, []).append(task)
             yield from ((files[name], group) for name, group in by_file.items())
 
-    def _piece(self, task: Task) -> _Piece:
+    def _piece(self, task: Task) -> Piece:
         offset = self._writer.place(task.job.output.name)[1]
-        return _Piece(task.number, offset, task.slices)
+        return Piece(task.number, offset, task.slices)
 
     def _take(self, shard: ShardFile, written: Sequence[Written]) -> None:
         """The disk has these bytes: the next line of the journal may speak of them."""
@@ -322,7 +277,7 @@ class _Run:
         name = shard.path.name
         if not self._groups[name]:
             found = sorted(self._written[name])
-            self._submit(shard, True, _read_back, _PROCESS, work, name, found)
+            self._submit(shard, True, read_back, _PROCESS, work, name, found)
 
     def _submit(
         self, shard: ShardFile, is_digest: bool, function: Any, memory: int, *arguments: Any
@@ -395,188 +350,3 @@ def _knock(address: str) -> None:
         raise ExecutorError(
             f"cannot reach a Ray cluster ({address}): {reason}; see `ray status` on its head"
         ) from error
-
-
-def _work(plan: MergePlan, files: InputFiles, writer: CheckpointWriter) -> _Work:
-    return _Work(
-        recipe=_absolute(plan),
-        forced=plan.forced,
-        references=tuple(each.reference for each in checkpoints_of(plan)),
-        seen=_seen(plan, files),
-        folder=str(writer.folder.absolute()),
-        key=writer.key,
-    )
-
-
-def _absolute(plan: MergePlan) -> dict[str, Any]:
-    """The recipe with the folders that its references were found in."""
-    recipe = plan.recipe
-
-    def place(checkpoint: Checkpoint) -> str:
-        return str(checkpoint.folder.absolute())
-
-    entries = []
-    for entry, model in zip(recipe.models, plan.models, strict=True):
-        found = {"model": place(model)}
-        if isinstance(model, AdaptedCheckpoint):
-            found = {"model": place(model.base), "adapter": place(model.adapter.store)}
-        entries.append(entry.model_copy(update=found))
-    changed: dict[str, Any] = {
-        "models": tuple(entries),
-        "layouts": tuple(str(Path(each).absolute()) for each in recipe.layouts),
-    }
-    if recipe.target:
-        changed["target"] = place(plan.target)
-    if recipe.base and plan.base:
-        changed["base"] = place(plan.base)
-    return recipe.model_copy(update=changed).model_dump(mode="json", exclude_defaults=True)
-
-
-def _seen(plan: MergePlan, files: InputFiles) -> dict[str, Any]:
-    """What decides the bytes of the output, under the name that a message gives it."""
-    jobs = json.dumps([plan.to_dict()["jobs"], [str(shard) for shard in plan.shards]])
-    found: dict[str, Any] = {f"version of {name}": each for name, each in versions().items()}
-    for each in files.describe():
-        file = Path(each.pop("file")).absolute()
-        found |= {f"{what} of {file}": value for what, value in each.items()}
-    return {**found, "plan": hashlib.sha256(jobs.encode()).hexdigest()}
-
-
-# From here on: what runs on the machines.
-
-
-class _Opened:
-    """A plan, opened in a worker process; the tasks of one merge share it."""
-
-    def __init__(self, work: _Work) -> None:
-        here = platform.node()
-        try:
-            recipe = load_recipe(work.recipe)
-            self.plan = build_plan(recipe, force=work.forced, ancestor=False)
-            seen = _seen(self.plan, InputFiles(self.plan))
-        except OmnimergeError as error:
-            raise ExecutorError(
-                f"machine {here} cannot do what the driver can: {error}; all machines have to see "
-                "the same folders, and to have the same packages"
-            ) from error
-        if different := _differences(work.seen, seen):
-            raise ExecutorError(
-                f"machine {here} does not see what the driver sees: {different}; all machines have "
-                "to see the same folders, and to have the same packages"
-            )
-        for checkpoint, reference in zip(checkpoints_of(self.plan), work.references, strict=True):
-            checkpoint.reference = reference
-        torch.set_num_threads(1)  # other tasks have the other cores
-        self.worker: SliceWorker | None = None
-
-
-_opened: dict[_Work | str, _Opened] = {}
-
-
-def _open(work: _Work) -> _Opened:
-    found = _opened.get(work.key)
-    if found is None:
-        _opened.clear()
-        found = _opened[work.key] = _Opened(work)
-    return found
-
-
-def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    names = [n for n in {**expected, **found} if expected.get(n) != found.get(n)]
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return ", ".join(names[:2]) + more
-
-
-def _measure(
-    work: _Work, known: Statistics, number: int, slices: Sequence[tuple[int, int, int]]
-) -> list[Tensor]:
-    """A task: look at slices of the inputs."""
-    jobs = _open(work).plan.jobs
-    return measure_all(known, number, [(jobs[n], start, stop) for n, start, stop in slices])
-
-
-def _write(
-    work: _Work, known: Statistics | None, name: str, pieces: Sequence[_Piece]
-) -> list[Written]:
-    """A task: compute slices, write them at their places of a file, wait for the disk."""
-    opened = _open(work)
-    worker = opened.worker = opened.worker or SliceWorker(opened.plan, known)
-    descriptor = _file_of(work, name, os.O_WRONLY)
-    written: list[Written] = []
-    try:
-        for piece in pieces:
-            job = opened.plan.jobs[piece.job]
-            for start, stop in piece.slices:
-                place = piece.offset + start * item_size(job.output.dtype)
-                _append(written, place, _put(descriptor, worker, job, start, stop, place))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return written
-
-
-def _put(
-    descriptor: int, worker: SliceWorker, job: TensorJob, start: int, stop: int, place: int
-) -> memoryview:
-    data = worker.compute(job, start, stop).view(torch.uint8).numpy().data
-    left = data
-    while left.nbytes:
-        count = os.pwrite(descriptor, left, place)
-        left, place = left[count:], place + count
-    return data
-
-
-def _append(written: list[Written], place: int, data: memoryview) -> None:
-    """Join what follows without a gap."""
-    if written and written[-1][1] == place:
-        start, _, crc = written.pop()
-    else:
-        start, crc = place, 0
-    written.append((start, place + data.nbytes, zlib.crc32(data, crc)))
-
-
-def _read_back(work: _Work, name: str, written: Sequence[Written]) -> str:
-    """A task: hash a file, and hold it against what the tasks wrote into it."""
-    digest = hashlib.sha256()
-    descriptor = _file_of(work, name, os.O_RDONLY)
-    try:
-        position = 0
-        for start, stop, crc in written:
-            _hash(descriptor, position, start, digest)
-            if _hash(descriptor, start, stop, digest) != crc:
-                raise OutputError(
-                    f"{Path(work.folder) / name} does not hold what was written to it at bytes "
-                    f"{start:,} to {stop:,}: the machines' view of the storage is not coherent; "
-                    "merge again on one machine, or on other storage"
-                )
-            position = stop
-        _hash(descriptor, position, os.fstat(descriptor).st_size, digest)
-    finally:
-        os.close(descriptor)
-    return digest.hexdigest()
-
-
-def _hash(descriptor: int, start: int, stop: int, digest: Any) -> int:
-    """Hash bytes of a file; return their CRC-32."""
-    crc = 0
-    while start < stop and (block := os.pread(descriptor, min(_BLOCK, stop - start), start)):
-        digest.update(block)
-        crc, start = zlib.crc32(block, crc), start + len(block)
-    return crc
-
-
-def _file_of(work: _Work, name: str, flags: int) -> int:
-    """Open a file of the output, which has to be of this merge still."""
-    file = Path(work.folder) / name
-    try:
-        descriptor = os.open(file, flags)
-    except FileNotFoundError as error:
-        raise ExecutorError(
-            f"machine {platform.node()} does not see {file}; the output has to lie on storage that "
-            "all machines share"
-        ) from error
-    # After opening: a file of this name that comes later is not the one that is open.
-    if journal_key(file.with_name(JOURNAL_NAME)) != work.key:
-        os.close(descriptor)
-        raise ExecutorError(f"{file} belongs to another merge by now; nothing was written to it")
-    return descriptor

@@ -71,7 +71,7 @@ def render_card(manifest: dict[str, Any]) -> str:
     written = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     return _TEMPLATE.format(
         front=yaml.safe_dump(front, sort_keys=False),
-        title=_cell(" + ".join(dict.fromkeys(Path(reference).name for reference in inputs))),
+        title=_text(" + ".join(dict.fromkeys(Path(reference).name for reference in inputs))),
         version=manifest["versions"].get("omnimerge", ""),
         method=recipe["method"],
         target=_code(manifest["inputs"]["target"]["reference"]),
@@ -106,8 +106,12 @@ def _row(entry: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
+    return _text(text).replace("|", "\\|")
+
+
+def _text(text: str) -> str:
     """A text of somebody else's, on one line and without markup of its own."""
-    return re.sub(r"([\\`|\[\]])", r"\\\1", printable(text)).replace("<", "&lt;")
+    return re.sub(r"([\\`\[\]])", r"\\\1", printable(text)).replace("<", "&lt;")
 
 
 def _code(text: str) -> str:
