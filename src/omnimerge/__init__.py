@@ -23,6 +23,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnimerge.compose.registration import register as _register
+
 if TYPE_CHECKING:
     from omnimerge.arch import Alignment
     from omnimerge.engine import MergePlan, Recipe
@@ -59,6 +61,8 @@ _LAZY = {
     "merge_state_dicts": "omnimerge.methods",
     "merge_tensors": "omnimerge.methods",
 }
+
+_register()  # transformers' auto classes load composed models; costs nothing until they are used
 
 
 def __getattr__(name: str) -> Any:
