@@ -18,8 +18,8 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n auto
 
 check: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check src tests tools benchmarks
-	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/ruff format --check src tests tools benchmarks examples
+	$(BIN)/ruff check src tests tools benchmarks examples
 	$(BIN)/pydoclint --quiet src
 	$(BIN)/mypy
 	$(BIN)/lint-imports

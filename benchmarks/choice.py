@@ -2,9 +2,10 @@
 
 python benchmarks/choice.py --json benchmarks/results/choice.json
 
-Three draws of 200 unlabelled prompts; the choice from the first 25, 50, 100 and 200 of each, by
-every criterion; the accuracy of all points on 520 held-out labelled prompts. AdaMMS reports a mean
-loss of 0.2 points a task against the best interior point.
+One pair of models, trained once; three draws of 200 unlabelled prompts, which is what the seeds are
+of; the choice from the first 25, 50, 100 and 200 of each, by every criterion; the accuracy of all
+points on 520 held-out labelled prompts. AdaMMS reports a mean loss of 0.2 points a task against the
+best interior point.
 """
 
 from __future__ import annotations

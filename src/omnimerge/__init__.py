@@ -24,6 +24,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnimerge.compose.registration import register as _register
+
 if TYPE_CHECKING:
     from omnimerge.arch import Alignment
     from omnimerge.engine import MergePlan, Recipe
@@ -62,6 +64,8 @@ _LAZY = {
     "merge_tensors": "omnimerge.methods",
     "verify": "omnimerge.engine.verify",
 }
+
+_register()  # transformers' auto classes load composed models; costs nothing until they are used
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """`omnimerge search` from prompts to report, as a user runs it."""
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -40,7 +41,9 @@ def test_table_files_and_report(work):
     assert {"points", "selected", "criterion", "diagnostics"} <= set(result)
     assert [p["values"] for p in result["points"]] == [{"alpha": a} for a in (0.0, 0.2, 0.4)]
     assert set(result["points"][0]) >= {"values", "score", "responses"}
-    assert "resampling the prompts: 100% choose the same, 95 % 0.2" in said
+    assert "best score at: 0.2; rule: smallest score; of equal scores the smallest" in said
+    assert "warning: only one point has the neighbours" in said
+    assert "resampling" not in said  # one point says nothing
     assert "noise floor: 0 of 6 answers differ when the chosen point is answered twice" in said
     assert f"recipe with the choice: {work / 'out' / 'recipe.yaml'}" in said
     assert len((work / "out" / result["points"][1]["responses"]).read_text().splitlines()) == 6
@@ -64,7 +67,11 @@ def test_other_settings_into_the_same_folder_are_refused(work):
     [
         (["--grid", "0:0.1:0.1"], "give at least three values for each axis"),
         (["--grid", "0:2:0.5"], "is not in [0, 1]"),
+        (["--parameter", "beta"], "adamms has no numeric parameter 'beta'"),
         (["--parameter", "beta", "--param", "alpha=0.1"], "no numeric parameter 'beta'"),
+        (["--grid", "alpha@layers:0=0:0.4:0.2"], "set the others with --param alpha=..."),
+        (["--grid", "alpha@name:(=0:0.6:0.1", "--param", "alpha=0.1"], "is no regular expression"),
+        (["--device", "cuda:9"], "device 'cuda:9' cannot be used here"),
         (["--prompts", "none.jsonl"], "none.jsonl"),
         (["--distance", "exactly"], "unknown distance 'exactly', did you mean 'exact'"),
         (["--grid", "alpha@layer:3=0:0.4:0.2"], "with KEY one of layers, slot, name, component"),
@@ -74,7 +81,7 @@ def test_other_settings_into_the_same_folder_are_refused(work):
 def test_wrong_input_gives_one_line_and_no_folder(work, more, message):
     said = run(work, *more, code=1)
     assert message in said and said.count("\n") == 1
-    assert not (work / "out" / "search.json").exists()
+    assert not (work / "out").exists()
 
 
 def test_a_broken_prompt_file_is_explained(work):
@@ -91,9 +98,14 @@ def test_a_preset_sets_what_the_command_line_does_not_say(work):
 
 
 def test_several_axes_in_the_table(work):
-    said = run(work, "--grid", "alpha=0:0.4:0.2", "--grid", "alpha@slot:mlp=0:0.4:0.2")
+    said = run(work, "--grid", "alpha=0:0.4:0.2", "--grid", "alpha@slot:mlp=0:0.6:0.2")
     assert "alpha@slot:mlp" in said
-    assert "chosen: alpha 0.2, alpha@slot:mlp 0.2, by unanimity" in said
+    result = json.loads((work / "out" / "search.json").read_text())
+    scores = {p["values"]["alpha@slot:mlp"]: p["score"] for p in result["points"] if p["score"]}
+    best = min(scores, key=scores.get)
+    assert f"chosen: alpha 0.2, alpha@slot:mlp {best:g}, by unanimity" in said
+    assert f"best score at: alpha 0.2, alpha@slot:mlp {best:g}" in said
+    assert "resampling the prompts: " in said and "choose the same alone, 95 % 0.2, " in said
 
 
 def test_candidates_are_written_once(work):
@@ -113,3 +125,90 @@ def test_candidates_are_written_once(work):
     )
     other = CliRunner().invoke(main, [str(a) for a in arguments])
     assert other.exit_code == 1 and "candidates of another recipe" in other.output
+    assert "recipe.overrides" in other.output and other.output.count("\n") == 1
+
+
+def candidates(work, *more, grid="0:0.4:0.2", out="c", code=0):
+    arguments = ["candidates", work / "recipe.yaml", "-o", work / out, "--grid", grid, *more]
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    assert result.output.count("Error: ") == code
+    return result.output
+
+
+def test_candidates_of_another_grid_are_added(work):
+    candidates(work, grid="0.2:0.6:0.2")
+    said = candidates(work)  # it starts elsewhere, which is no other recipe
+    assert (said.count(": written"), said.count("there already")) == (1, 2)
+    listed = json.loads((work / "c" / "candidates.json").read_text())["candidates"]
+    assert [entry["values"]["alpha"] for entry in listed] == [0.2, 0.4, 0.6, 0.0]
+
+
+def test_what_is_no_finished_candidate_is_not_taken_for_one(work):
+    candidates(work)
+    merged = work / "c" / "alpha_0.20"
+    manifest = json.loads((merged / "merge_manifest.json").read_text())
+    for file in (work / "c" / "alpha_0.40").iterdir():
+        file.unlink()
+    assert candidates(work).count(": written") == 1  # into the empty folder
+    assert (work / "c" / "alpha_0.40" / "config.json").is_file()
+    manifest["recipe"]["parameters"]["alpha"] = 0.3
+    (merged / "merge_manifest.json").write_text(json.dumps(manifest))
+    assert f"{merged} is there, and is no checkpoint of this point" in candidates(work, code=1)
+    (merged / "merge_manifest.json").unlink()
+    assert "is no checkpoint of this point" in candidates(work, code=1)
+
+
+def test_candidates_that_were_stopped_belong_to_their_recipe_and_parents(
+    work, answering_pair, monkeypatch
+):
+    from omnimerge import engine
+
+    plain, stops = engine.run_plan, iter([False, True])
+
+    def stopped(*arguments, **options):
+        if next(stops, False):
+            raise KeyboardInterrupt
+        return plain(*arguments, **options)
+
+    donor = shutil.copytree(answering_pair[1], work / "donor")
+    (work / "recipe.yaml").write_text(
+        f"method: adamms\ntarget: {answering_pair[0]}\nmodels: [donor]\n"
+    )
+    monkeypatch.setattr(engine, "run_plan", stopped)
+    arguments = ["candidates", str(work / "recipe.yaml"), "-o", str(work / "c")]
+    assert CliRunner().invoke(main, [*arguments, "--grid", "0:0.4:0.2"]).exit_code != 0
+    said = candidates(work, "--select", "all", code=1)
+    assert "recipe.select: null there" in said
+    file = donor / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert "models: other checkpoints, or changed files" in candidates(work, code=1)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": {}, "candidates": [3]}'])
+def test_a_damaged_list_of_candidates_is_named(work, content):
+    (work / "c").mkdir()
+    (work / "c" / "candidates.json").write_text(content)
+    said = candidates(work, code=1)
+    assert f"{work / 'c' / 'candidates.json'} is no list of candidates" in said
+
+
+def test_candidates_do_not_go_into_a_searchs_folder(work):
+    run(work)
+    assert "is not empty and holds no candidates" in candidates(work, out="out", code=1)
+
+
+def test_axes_have_files_of_their_own(work):
+    """Two axes whose names differ in signs only, in one folder."""
+    for regex in ("q|k", "q?k"):
+        run(work, "--grid", f"alpha@name:{regex}=0:0.6:0.3", "--param", "alpha=0", "--no-checks")
+    files = sorted(file.name for file in (work / "out" / "responses").iterdir())
+    assert len(files) == 6
+    names = [json.loads((work / "out" / "search.json").read_text())["points"][1]["responses"]]
+    assert names[0].removeprefix("responses/") in files
+
+
+def test_steps_that_are_divided_by_are_told(work):
+    assert "note: distances are divided by the step" in run(work, "--grid", "0,0.1,0.3,0.6")

@@ -204,7 +204,34 @@ def test_json_has_the_keys_of_a_search(tmp_path):
     assert point["responses"] == f"{tmp_path}/merged_0.1.json" and point["accuracy"] is None
     assert result["recipe"] is None and result["heldout"] is None
     assert result["prompts"]["count"] == 3 and result["labels_read"] is False
-    assert result["diagnostics"]["points"][0]["mean_tokens"] is None
+    seen = result["diagnostics"]["points"]
+    assert seen[0]["mean_tokens"] is None
+    # red, 2, a dog: 9 characters; at 0.1 one of the three is another answer than at 0
+    assert [seen[0]["mean_characters"], seen[1]["like_target"], seen[1]["like_donor"]] == [
+        3.0, pytest.approx(2 / 3), None,
+    ]  # fmt: skip
+    assert result["diagnostics"]["bootstrap"]["samples"] == 1000
+
+
+def test_guards_are_printed(tmp_path):
+    def row(said, first):
+        return next(line.split() for line in said.splitlines() if line.split()[:1] == [first])
+
+    said = run(*write_logs(tmp_path, BY_HAND))
+    assert "alpha   unanimity   different   empty   characters   like target" in said
+    assert row(said, "0.1") == ["0.1", "3", "100%", "0%", "3.0", "67%"]
+    assert row(said, "0.6") == ["0.6", "-", "100%", "33%", "2.0", "0%"]
+    assert "resampling the prompts: " in said and " choose the same alone, 95 % 0.2 to 0.4" in said
+    assert "warning: alpha 0.3, 0.4 tie at 1" in said
+    other = run(*write_logs(tmp_path, BY_HAND), "--parameter", "density")
+    assert row(other, "0.1")[-1] == "-"  # 0 is the target for alpha only
+
+
+def test_logs_below_zero(tmp_path):
+    result = chosen(
+        *write_logs(tmp_path, dict(zip(("-0.1", "0.0", "1e-07"), BY_HAND.values(), strict=False)))
+    )
+    assert list(scores(result)) == [-0.1, 0.0, 1e-07]
 
 
 def test_uneven_steps_are_divided_by_unless_told_not_to(tmp_path):
@@ -238,6 +265,11 @@ def test_missing_ids_are_refused_or_left_out(tmp_path):
         (["--log", "x=y"], 1, "'x' is no coefficient"),
         (["--log", "0.1=none.jsonl"], 1, "none.jsonl: no such file"),
         (["--log", "0.1=a", "--log", "0.10=b"], 1, "a and b are both given for 0.10; give one"),
+        (
+            ["--log", "0.2=a", "--log", "0.20000000000000001=b"],
+            1,
+            "a and b are both given for 0.20000000000000001; give one",
+        ),
         (["--logs", "/no/such", "--pattern", "{alpha}"], 1, "/no/such is no folder"),
     ],
 )

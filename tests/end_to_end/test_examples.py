@@ -11,7 +11,7 @@ import yaml
 import omnimerge
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").rglob("*.y*ml"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.y*ml"))
 IDS = [file.name for file in EXAMPLES]
 
 

@@ -76,7 +76,7 @@ def test_kill_9_and_the_same_command(work):
         }
     )
     asked = resumed["cost"]["samples_answered"]
-    assert asked == 7 * 120 + 120 - kept  # all points and the second look at the chosen one
+    assert asked == 7 * 120 + 2 * 120 - kept  # all points, the second look, the donor
 
     fresh = start(work, "fresh")
     said, errors = fresh.communicate(timeout=300)

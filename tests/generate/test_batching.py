@@ -1,10 +1,19 @@
 """Batches of similar length, and what happens when one does not fit into memory."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from omnimerge.errors import GenerationError
-from omnimerge.generate.batching import BatchLimit, Size, batches, in_batches, is_out_of_memory
+from omnimerge.generate.batching import (
+    BatchLimit,
+    Size,
+    batches,
+    in_batches,
+    is_out_of_memory,
+    tokens_that_fit,
+)
 from omnimerge.generate.response import GenerationStats
 
 
@@ -28,8 +37,37 @@ def test_sounds_and_videos_apart():
 def test_automatic_batches_hold_few_large_prompts_and_many_small_ones():
     small, large = Size((1, 0, 0), 48 * 48, 20), Size((1, 0, 0), 1000 * 1000, 20)
     assert [len(b) for b in batches([small] * 70 + [large] * 2, None)] == [1, 1, 64, 6]
-    assert [len(b) for b in batches([large] * 20, None, "cuda")] == [12, 8]
+    assert [len(b) for b in batches([large] * 20, None, 32768)] == [12, 8]
     assert batches([Size((1, 0, 0), 10**9, 20)], None) == [[0]]
+
+
+def test_a_batch_size_does_not_lift_the_bound_on_tokens():
+    short, long = Size((0, 0, 0), 0, 40), Size((0, 0, 0), 0, 4000)
+    found = batches([short] * 29 + [long], 64)
+    assert [len(b) for b in found] == [1, 29] and found[0] == [29]
+    assert [len(b) for b in batches([short] * 200, 128, 1 << 20)] == [128, 72]
+    assert [len(b) for b in batches([short] * 100, None, 1 << 20)] == [64, 36]
+
+
+def test_room_on_a_gpu_is_what_is_free_over_what_a_token_takes(monkeypatch):
+    text = SimpleNamespace(
+        num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, hidden_size=3584,
+        intermediate_size=18944, vocab_size=152064,
+    )  # fmt: skip
+    model = SimpleNamespace(
+        device=torch.device("cuda"), dtype=torch.bfloat16,
+        config=SimpleNamespace(get_text_config=lambda decoder: text),
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 30)
+    # keys and values 2 * 28 * 4 * 128, passing 8 * 3584 + 3 * 18944, in 2 bytes; logits in 4
+    token = 2 * (28672 + 28672 + 56832) + 4 * 152064
+    assert tokens_that_fit(model) == (4 << 30) // token == 5133
+    model.device = torch.device("cpu")
+    assert tokens_that_fit(model) == 4096
+    model.device, model.config = torch.device("cuda"), SimpleNamespace()
+    assert tokens_that_fit(model) == 32768
 
 
 def run(groups, fits, *, error=None):

@@ -16,7 +16,7 @@ from omnimerge.errors import SearchError
 from omnimerge.report import render_card, write_search_report
 from omnimerge.report.answers import Answers
 from omnimerge.report.plots import draw_curve, heat_map, nice_ticks
-from omnimerge.report.search import MAPPING_NAME, RECIPE_NAME, mapping_summary
+from omnimerge.report.search import mapping_summary
 from omnimerge.report.words import marked, words
 from omnimerge.search import read_result
 
@@ -89,7 +89,7 @@ def test_the_guards_in_words(four, noise, bootstrap):
     assert "Chosen, with doubts: alpha = 0.2." in said
     assert '<li class="warning">all points are tied</li>' in page
     assert "not asked: &lt;no&gt; processor" in page
-    assert "Of 1,000 draws of the prompts, 88 % choose the same point" in said
+    assert "Of 1,000 draws of the prompts, in 88 % the chosen point alone is best" in said
     assert "95 % choose alpha 0.1 to 0.2." in said
     assert "1 answer of 4 changed when the chosen point was answered a second time" in said
     assert "25 % of the prompts are answered as the target alone does, 50 %" in said
@@ -240,6 +240,18 @@ def test_without_the_chosen_answers_there_is_a_page(four, gone):
         assert "The chosen point's answers, or any to compare them with, are not in" in said
 
 
+def test_a_prompt_that_the_chosen_point_did_not_answer(four):
+    """Its file lacks a line: what the others say alike is not compared with it."""
+    folder = four()
+    file = folder / "responses" / "alpha_0.20.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    for number in range(4):
+        file.write_text("".join(lines[:number] + lines[number + 1 :]))
+        found = Answers(folder, read_result(folder)).table()
+        assert f"q{number}" not in [prompt for prompt, _ in found.same]
+        assert page_of(folder)
+
+
 def test_answers_to_other_prompts_and_of_other_folders_are_not_shown(four, tmp_path):
     folder = four(parents={"donor": ["x"] * 4})
     file = folder / "checks" / "donor.jsonl"
@@ -388,12 +400,6 @@ def test_a_damaged_mapping_is_said(four, text):
     folder = four()
     (folder / "mapping.json").write_text(text)
     assert "mapping.json holds no mapping that can be read." in page_of(folder)
-
-
-def test_the_names_are_those_that_a_search_writes():
-    from omnimerge.search import run
-
-    assert (run.CHOSEN_NAME, run.MAPPING_NAME) == (RECIPE_NAME, MAPPING_NAME)
 
 
 def test_other_distances_are_told(four):

@@ -211,3 +211,21 @@ def test_embeddings_without_the_library_or_with_a_broken_model(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "sentence_transformers", library)
     with pytest.raises(SearchError, match=r"cannot load it \(no config.json\)"):
         distance.between(["a"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("1,234,567", "1234567", True),
+        ("12,34,567", "1234567", True),  # as in India
+        ("100,20,300", "10020300", False),  # no groups of thousands
+        ("[100,200]", "100200", False),
+        ("[100,200]", "[100, 200]", True),
+        ("at [1,200] of 1,200", "at [1, 200] of 1200", True),
+        ("1,000 (in words: a thousand)", "1000 (in words: a thousand)", True),
+        ("python 3.10", "python 3.1", True),  # told in the docstring: it looks like a number
+        ("python 3.10.0", "python 3.1.0", False),
+    ],
+)
+def test_groups_of_digits(one, other, same):
+    assert (normalize(one) == normalize(other)) is same

@@ -29,6 +29,7 @@ def test_lists():
         ("0:1:0.0001", "more than 1000 points"),
         ("0,0.2,0.1", "not strictly increasing"),
         ("0,0.1,0.10", "not strictly increasing"),
+        ("0.1,0.10000000000000000001,0.2", "not strictly increasing"),
         ("0.3", "has one point"),
         ("0,a", "'a' is no number"),
         ("0:inf:0.1", "'inf' is no number"),

@@ -309,7 +309,40 @@ def test_patterns(tmp_path, names, pattern, found):
 def test_two_names_of_one_coefficient(tmp_path):
     for name in ("m0.3", "m0.30"):
         write(tmp_path / name, "x")
-    with pytest.raises(SearchError, match=r"fits m0.3 and m0.30 at 0.30; write more of the name"):
+    with pytest.raises(SearchError, match=r"fits m0.3 and m0.30 at 0.3; write more of the name"):
+        find_logs(tmp_path, "m{alpha}")
+
+
+def test_signs_and_exponents_of_coefficients(tmp_path):
+    for name in ("m_-0.10.jsonl", "m_0.00.jsonl", "m_5e-07.jsonl", "m_0.10.jsonl"):
+        write(tmp_path / name, "x")
+    for pattern in ("m_{alpha}.jsonl", "*{alpha}.jsonl", "m_{alpha}*"):
+        found = find_logs(tmp_path, pattern)
+        assert [float(alpha) for alpha in found] == [-0.1, 0.0, 5e-07, 0.1]
+        assert [path.name[2:-6] for path in found.values()] == ["-0.10", "0.00", "5e-07", "0.10"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "alpha"),
+    [
+        ("merged-0.1", "*{alpha}", 0.1),  # after a letter a minus is no sign
+        ("merged-0.1", "merged{alpha}", -0.1),  # unless the pattern says so
+        ("merged--0.1", "*{alpha}", -0.1),
+        ("-0.1", "*{alpha}", -0.1),
+        ("a/-0.1", "**/{alpha}", -0.1),
+    ],
+)
+def test_what_a_minus_is(tmp_path, name, pattern, alpha):
+    write(tmp_path / name, "x")
+    assert [float(found) for found in find_logs(tmp_path, pattern)] == [alpha]
+
+
+def test_two_names_of_one_float(tmp_path):
+    assert parse_alpha("0.10") == parse_alpha("0.10000000000000001") == Decimal("0.1")
+    assert str(parse_alpha("-0")) == "0.0"
+    for name in ("m0.2", "m0.20000000000000001"):
+        write(tmp_path / name, "x")
+    with pytest.raises(SearchError, match=r"fits m0.2 and m0.20000000000000001 at 0.2"):
         find_logs(tmp_path, "m{alpha}")
 
 

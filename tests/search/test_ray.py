@@ -20,7 +20,8 @@ OPTIONS = {"grid": "0:0.6:0.2", "sample": 6, "max_new_tokens": 4, "batch_size": 
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # Not one that is running on this machine for somebody else.
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -2,14 +2,16 @@
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from omnimerge.engine import build_plan, load_recipe, run_plan
-from omnimerge.errors import PromptError, RecipeError, SearchError
+from omnimerge.errors import GenerationError, PromptError, RecipeError, SearchError
 from omnimerge.generate import Generator, read_prompts
+from omnimerge.report import write_search_report
 from omnimerge.search import executor, read_result, search
 from omnimerge.search.criteria import unanimity
 
@@ -55,7 +57,7 @@ def test_search_end_to_end(recipe, prompts, tmp_path, capfd):
     assert found.points[0].like_target == 1.0  # alpha 0 is the target
     assert all(p.like_donor is not None for p in found.points)
     assert found.bootstrap.samples == 1000
-    assert result.cost["samples_answered"] == 88
+    assert result.cost["samples_answered"] == 96  # the donor's too
     chosen = load_recipe(out / "recipe.yaml")
     assert chosen.parameters == {"alpha": result.alpha}
     assert json.loads((out / "mapping.json").read_text())["mergeable"] is True
@@ -162,7 +164,7 @@ def test_mistakes_are_refused_before_a_model_is_loaded(recipe, prompts, tmp_path
     with pytest.raises(SearchError, match="unknown executor 'cluster'"):
         attempt(executor="cluster")
     with pytest.raises(RecipeError, match="fits no tensor"):
-        attempt(grid="alpha@layers:7-9=0:0.6:0.2")
+        attempt({**recipe, "parameters": {"alpha": 0}}, grid="alpha@layers:7-9=0:0.6:0.2")
     with pytest.raises(SearchError, match="unknown criterion"):
         attempt(criterion="best")
     with pytest.raises((SearchError, RecipeError), match="alpha"):
@@ -177,6 +179,32 @@ def test_mistakes_are_refused_before_a_model_is_loaded(recipe, prompts, tmp_path
         attempt(heldout=bare)
     with pytest.raises(PromptError, match="no such file"):
         attempt(file=tmp_path / "none.jsonl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_axes_without_an_effect_are_refused(recipe, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(executor, "Generator", NoGenerator)
+
+    def attempt(source=recipe, **options):
+        search(source, prompts, tmp_path / "out", **{**OPTIONS, **options})
+
+    with_alpha = {**recipe, "parameters": {"alpha": 0.1}}
+    with pytest.raises(RecipeError, match=r"alpha: required by adamms; alpha@layers:0 is for some"):
+        attempt(grid="alpha@layers:0=0:0.6:0.2")
+    for axis in ("alpha@name:(", "alpha@layers:x", "alpha@component:brain"):
+        with pytest.raises(RecipeError, match=f"search is not valid: {re.escape(axis)}: "):
+            attempt(with_alpha, grid=f"{axis}=0:0.6:0.2")
+    with pytest.raises(SearchError, match=r"layers:0-1 and alpha@layers:1 are both for some"):
+        attempt(with_alpha, grid=["alpha@layers:0-1=0:0.6:0.2", "alpha@layers:1=0:0.6:0.2"])
+    with pytest.raises(SearchError, match="axis alpha@component:vision changes no tensor that is"):
+        attempt(with_alpha, grid="alpha@component:vision=0:0.6:0.2")
+    everywhere = {"overrides": [{"match": {"name": "."}, "parameters": {"alpha": 0.1}}]}
+    with pytest.raises(SearchError, match="axis alpha changes no tensor that is merged"):
+        attempt({**recipe, **everywhere})
+    with pytest.raises(GenerationError, match="device 'cuda:9' cannot be used here"):
+        attempt(device="cuda:9")
+    with pytest.raises(SearchError, match="no numeric parameter 'beta'"):
+        attempt(grid="beta=0:0.6:0.2")
     assert not (tmp_path / "out").exists()
 
 
@@ -211,17 +239,25 @@ def test_refinement_halves_the_step_around_the_best(recipe, prompts, tmp_path):
 
 
 def test_two_axes_of_which_one_is_a_layer_range(recipe, prompts, tmp_path):
-    axes = ["alpha=0:0.4:0.2", "alpha@layers:1=0:0.4:0.2"]
-    options = {**OPTIONS, "grid": axes, "sample": 4}
+    axes = ["alpha=0:0.4:0.2", "alpha@layers:1=0:0.8:0.2"]
+    options = {**OPTIONS, "grid": axes, "sample": 4, "checks": False}
     result = search(recipe, prompts, tmp_path / "out", **options)
-    assert len(result.points) == 9
-    assert [p.values for p in result.points if p.score is not None] == [
-        {"alpha": 0.2, "alpha@layers:1": 0.2}
-    ]
-    assert result.selected == {"alpha": 0.2, "alpha@layers:1": 0.2}
+    assert len(result.points) == 15
+    scores = {p.values["alpha@layers:1"]: p.score for p in result.points if p.score is not None}
+    assert list(scores) == [0.2, 0.4, 0.6]
+    best = min(scores, key=scores.__getitem__)
+    assert result.selected == {"alpha": 0.2, "alpha@layers:1": best}
+    answers = dict(zip([tuple(p.values.values()) for p in result.points], texts(
+        result, tmp_path / "out"), strict=True))  # fmt: skip
+    beside = [(0.0, best), (0.4, best), (0.2, round(best - 0.2, 9)), (0.2, round(best + 0.2, 9))]
+    around = zip(*(answers[p] for p in beside), strict=True)
+    assert scores[best] == sum(
+        any(other.lower() != here.lower() for other in others)
+        for here, others in zip(answers[0.2, best], around, strict=True)
+    )
     chosen = load_recipe(tmp_path / "out" / "recipe.yaml")
     assert chosen.overrides[0].match.layers == "1"
-    assert chosen.overrides[0].parameters == {"alpha": 0.2}
+    assert chosen.overrides[0].parameters == {"alpha": best}
     # The written recipe merges to what was asked: its answers are those of that point.
     run_plan(build_plan(chosen), tmp_path / "merged")
     asked = read_prompts(prompts)
@@ -236,11 +272,14 @@ def test_two_axes_of_which_one_is_a_layer_range(recipe, prompts, tmp_path):
 def test_shares_of_two_donors(pair, prompts, tmp_path):
     target, donor = pair
     recipe = {"method": "adamms", "target": str(target), "models": [str(donor), str(target)]}
-    result = search(recipe, prompts, tmp_path / "out", shares="0:0.6:0.2", **{
+    result = search(recipe, prompts, tmp_path / "out", shares="0:0.8:0.2", **{
         **OPTIONS, "sample": 4, "checks": False})  # fmt: skip
-    assert len(result.points) == 10 and result.selected == {"alpha.1": 0.2, "alpha.2": 0.2}
+    scored = {tuple(p.values.values()): p.score for p in result.points if p.score is not None}
+    assert len(result.points) == 15 and list(scored) == [(0.2, 0.2), (0.2, 0.4), (0.4, 0.2)]
+    first, second = min(scored, key=scored.__getitem__)
+    assert result.selected == {"alpha.1": first, "alpha.2": second}
     chosen = load_recipe(tmp_path / "out" / "recipe.yaml")
-    assert chosen.parameters == {"alpha": 0.4, "weights": [0.2, 0.2]}
+    assert chosen.parameters == {"alpha": round(first + second, 9), "weights": [first, second]}
 
 
 def test_trials_try_some_points_and_go_on_where_they_were(recipe, prompts, tmp_path, monkeypatch):
@@ -261,11 +300,27 @@ def test_tokens_follow_one_answer_at_every_point(recipe, prompts, tmp_path):
         for p in result.points
     ]
     assert all(len(a) == len(b) for a, b in zip(rows[0], rows[3], strict=True))
-    reference = (tmp_path / "out" / "checks" / "reference.jsonl").read_text().splitlines()
+    reference = (tmp_path / "out" / "checks" / "target.jsonl").read_text().splitlines()
     given = [json.loads(line)["tokens"] for line in reference]
-    # At the first point the model's own next tokens are the answer that it follows.
+    # At alpha 0 the model's own next tokens are the answer that it follows.
     assert all(own[: len(own) - 1] == answer for own, answer in zip(rows[0], given, strict=True))
     assert result.points[1].score is not None
+    found = result.diagnostics
+    assert found.warnings == () and found.changed_prompts > 0
+    (note,) = found.notes
+    assert note.startswith("the points followed the target's own answers and gave none")
+    assert not list((tmp_path / "out" / "checks").glob("again*"))  # nothing decoded for nothing
+    page = (write_search_report(tmp_path / "out")).read_text()
+    assert "followed the target's own answers and gave none, so there are none to compare" in page
+
+
+def test_tokens_do_not_depend_on_what_the_folder_held_before(recipe, prompts, tmp_path):
+    options = {**OPTIONS, "distance": "tokens", "checks": False}
+    search(recipe, prompts, tmp_path / "a", **{**options, "grid": "0.2:0.6:0.2"})
+    later = search(recipe, prompts, tmp_path / "a", **options)
+    fresh = search(recipe, prompts, tmp_path / "b", **options)
+    assert [p.score for p in later.points] == [p.score for p in fresh.points]
+    assert len(fresh.points) == 4
 
 
 def test_the_donor_that_cannot_answer_is_a_note(recipe, prompts, tmp_path):
@@ -275,6 +330,7 @@ def test_the_donor_that_cannot_answer_is_a_note(recipe, prompts, tmp_path):
     result = search({**recipe, "models": [str(silent)]}, prompts, tmp_path / "out", **OPTIONS)
     (note,) = result.diagnostics.notes
     assert note.startswith("the donor alone was not asked")
+    assert result.cost["samples_answered"] == 40  # four points, and the chosen one again
     assert all(p.like_donor is None for p in result.diagnostics.points)
 
 
@@ -313,3 +369,146 @@ def test_somebody_elses_folder_is_refused_before_anything_is_written(recipe, pro
     with pytest.raises(SearchError, match=r"holds no search \(it has 'thesis.tex'\)"):
         search(recipe, prompts, out, **OPTIONS)
     assert [file.name for file in out.iterdir()] == ["thesis.tex"]
+
+
+def test_what_was_answered_elsewhere_can_be_chosen_from_again(recipe, prompts, tmp_path):
+    """A finished search of a GPU, on a machine without one."""
+    out, options = tmp_path / "out", {**OPTIONS, "checks": False}
+    first = search(recipe, prompts, out, **options)
+    settings = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps({**settings, "device": "cuda"}))
+    again = search(recipe, prompts, out, **{**options, "device": "cuda:9", "criterion": "pairwise"})
+    assert again.criterion == "pairwise" and len(again.points) == len(first.points)
+    finer = {**options, "device": "cuda:9", "grid": "0:0.6:0.1"}
+    with pytest.raises(GenerationError, match="device 'cuda:9' cannot be used here"):
+        search(recipe, prompts, out, **finer)
+
+
+def test_without_checks_what_is_known_is_said(recipe, prompts, tmp_path):
+    options = {**OPTIONS, "checks": False}
+    found = search(recipe, prompts, tmp_path / "a", **options).diagnostics
+    assert found.points[0].like_target == 1.0 and found.points[3].like_target is not None
+    assert found.notes == ("checks were left out: no noise floor, and the donor was not asked",)
+    # Where an override has an alpha of its own, alpha 0 is not the target.
+    other = {**recipe, "overrides": [{"match": {"layers": "0"}, "parameters": {"alpha": 0.6}}]}
+    found = search(other, prompts, tmp_path / "b", **options).diagnostics
+    assert found.points[0].like_target is None
+    assert found.notes[0] == (
+        "overrides.0 of the recipe sets alpha for its tensors; it is not searched there"
+    )
+
+
+def test_drafts_in_16_bits_are_noted(recipe):
+    from omnimerge.search.planning import plan_of, space_of
+    from omnimerge.search.run import _notes
+    from omnimerge.search.scoring import Scoring
+
+    loaded, space = space_of(recipe, "0:0.6:0.2", None, "alpha")
+    plan, space = plan_of(loaded, space, ())
+    scoring = Scoring.of("unanimity", "exact", None)
+    assert _notes(plan, space, scoring, {"drafts_taken": 2, "drafts_in_16_bits": 0}) == []
+    (note,) = _notes(plan, space, scoring, {"drafts_taken": 2, "drafts_in_16_bits": 2})
+    assert note.startswith("drafts were verified in a 16-bit type")
+
+
+def test_steps_that_are_not_equal_are_noted(recipe, prompts, tmp_path):
+    options = {**OPTIONS, "grid": "0,0.1,0.3,0.6", "checks": False}
+    result = search(recipe, prompts, tmp_path / "out", **options)
+    assert result.per_step
+    assert result.diagnostics.notes[0] == "distances are divided by the step between the points"
+
+
+def test_the_target_that_is_asked_last_keeps_all_counts(recipe, prompts, tmp_path):
+    """The model is loaded again for it; what was done before still counts."""
+    result = search(recipe, prompts, tmp_path / "out", **{**OPTIONS, "grid": "0.2:0.6:0.2"})
+    # three points, the chosen one again, the target, the donor: of 8 prompts each
+    assert result.cost["samples_answered"] == 48
+
+
+def test_the_donors_code_never_runs_and_one_model_is_held(recipe, prompts, tmp_path, monkeypatch):
+    loaded = []
+
+    class Watching(Generator):
+        @classmethod
+        def load(cls, folder, **options):
+            held = sum(isinstance(each, cls) and each.alive for each in loaded)
+            loaded.append(super().load(folder, **{**options, "trust_remote_code": False}))
+            loaded[-1].told = (Path(folder).name, options.get("trust_remote_code", False), held)
+            return loaded[-1]
+
+        @property
+        def alive(self):
+            return any(self is found for found in (replica._generator for replica in replicas))
+
+    replicas = []
+    monkeypatch.setattr(executor, "Generator", Watching)
+    plain = executor.LocalExecutor.__init__
+
+    def noting(self, settings):
+        plain(self, settings)
+        replicas.append(self._replica)
+
+    monkeypatch.setattr(executor.LocalExecutor, "__init__", noting)
+    search(recipe, prompts, tmp_path / "out", trust_remote_code=True, **OPTIONS)
+    target, donor = Path(recipe["target"]).name, Path(recipe["models"][0]).name
+    assert [each.told for each in loaded] == [(target, True, 0), (donor, False, 0)]
+
+
+def test_a_donor_that_cannot_read_the_prompts_is_a_note(recipe, prompts, tmp_path, monkeypatch):
+    def alone(*_):
+        raise PromptError("prompt '1': a.png is too small")
+
+    monkeypatch.setattr(executor, "answer_alone", alone)
+    found = search(recipe, prompts, tmp_path / "out", **OPTIONS).diagnostics
+    assert found.notes == ("the donor alone was not asked: prompt '1': a.png is too small",)
+
+
+def test_axes_that_meet_hold_for_all_their_tensors(pair, tmp_path):
+    """In memory, and in the recipe that is written, every tensor has what its axes say."""
+    from omnimerge.engine import with_parameters
+    from omnimerge.search.planning import plan_of, space_of
+
+    target, _ = pair
+    recipe = {
+        "method": "ties", "base": str(target), "models": [str(target), str(target)],
+        "parameters": {"scale": 0.5, "density": 0.5},
+        "overrides": [
+            {"match": {"name": "q_proj"}, "keep": "target"},
+            {"match": {"name": "(k|up)_proj"}, "parameters": {"density": 0.9}},
+        ],
+    }  # fmt: skip
+    loaded, space = space_of(
+        recipe, ["scale@layers:0=0,1", "density@name:mlp=0.1,0.2", "scale@name:lm_.ead=0,1"], None,
+        "scale",
+    )  # fmt: skip
+    plan, space = plan_of(loaded, space, ())
+    chosen = with_parameters(plan, *space.settings((1.0, 0.2, 0.0)))
+    written = build_plan(chosen.recipe, ancestor=False)
+    for found in (chosen, written):
+        jobs = {job.output.name: job for job in found.jobs}
+        for name, job in jobs.items():
+            if "q_proj" in name:
+                assert not job.merged
+            if not job.merged:
+                continue
+            first, mlp = "layers.0." in name, "mlp" in name
+            own = "k_proj" in name or "up_proj" in name
+            scale = 1.0 if first else 0.0 if "lm_head" in name else 0.5
+            density = 0.2 if mlp else 0.9 if own else 0.5
+            assert job.parameters["scale"] == scale, name
+            assert job.parameters["density"] == density, name
+
+
+def test_regexes_that_cannot_be_joined_are_refused(recipe, prompts, tmp_path):
+    ties = {
+        "method": "ties", "base": recipe["target"], "models": [recipe["target"]] * 2,
+        "parameters": {"scale": 0.5, "density": 0.5},
+    }  # fmt: skip
+    axes = ["scale@name:(m)lp=0:1:0.5", r"density@name:(p)_?(r)oj\.we.*(?=\w)=0:1:0.5"]
+    options = {**OPTIONS, "grid": axes, "sample": 2, "checks": False}
+    joined = search(ties, prompts, tmp_path / "out", **options)
+    assert len(joined.points) == 9
+    axes[1] = r"density@name:(?P<a>l)ay(?P=a)?=0:1:0.5"
+    axes[0] = r"scale@name:(?P<a>m)lp=0:1:0.5"
+    with pytest.raises(SearchError, match="meet on some tensors, which no recipe can say"):
+        search(ties, prompts, tmp_path / "other", **{**options, "grid": axes})

@@ -1,5 +1,7 @@
 """Spaces: axes, neighbours, spacing and what a point changes in a recipe."""
 
+import re
+
 import pytest
 
 from omnimerge.errors import SearchError
@@ -37,7 +39,25 @@ def test_coefficients_of_layer_ranges_and_slots():
         {"match": {"layers": "0-13"}, "parameters": {"alpha": 0.2}},
         {"match": {"slot": "mlp"}, "parameters": {"alpha": 0.5}},
     ]
-    assert space.file_name((0.2, 0.5)) == "alpha@layers_0-13_0.20,alpha@slot_mlp_0.50"
+    name = space.file_name((0.2, 0.5))
+    assert re.fullmatch(r"alpha@layers_0-13-\w{8}_0.20,alpha@slot_mlp-\w{8}_0.50", name)
+
+
+def test_names_of_files_tell_axes_apart_and_are_short():
+    first, second = (Space.of([f"alpha@name:{name}=0,0.3"]) for name in ("q|k", "q?k"))
+    assert first.file_name((0.3,)) != second.file_name((0.3,))
+    assert first.file_name((0.3,)).startswith("alpha@name_q_k-")
+    long = Space.of([f"alpha@name:{'x' * 300}=0,0.3", *(f"k{'y' * 90}{i}=0,1" for i in range(5))])
+    names = {long.file_name(point) for point in long.points}
+    assert len(names) == len(long.points) == 64 and max(map(len, names)) < 200
+    korean = Space.of([f"alpha@name:{'가' * 200}=0,0.3"])
+    assert len(korean.file_name((0.3,)).encode()) < 80
+
+
+def test_only_what_is_searched_for_all_tensors_has_a_default():
+    space = Space.of(["0.1,0.2", "density@layers:0=0.5,1"])
+    assert space.defaults == {"alpha": 0.1}
+    assert Space.simplex("0:0.6:0.2", 2).defaults == {"alpha": 0.0}
 
 
 def test_shares_of_several_donors_lie_on_a_simplex():

@@ -12,7 +12,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,13 +23,23 @@ from omnimerge.bench.stages import LEARN, READ, REVISE, SEE, Stage
 from omnimerge.errors import CheckpointError
 
 
+class Examples(Protocol):
+    """What `train` draws batches from."""
+
+    name: str
+
+    def batch(self, rng: np.random.Generator, stage: Stage) -> dict[str, torch.Tensor]:
+        """Draw one batch: the model's inputs, with labels."""
+
+
 def train(
     model: Any,
-    lessons: Lessons,
+    lessons: Examples,
     stage: Stage,
     *,
     seed: int,
     on_progress: Callable[[str], None] | None = None,
+    learns: Callable[[str], bool] | None = None,
 ) -> float:
     """Run one stage of training, in place.
 
@@ -39,12 +49,15 @@ def train(
         stage: What to learn.
         seed: Same seed, same order of examples.
         on_progress: Told the loss now and then.
+        learns: Tells by its name whether a parameter changes; default: as the stage says of the
+            tower and the language model.
 
     Returns:
         The mean loss of the last fifty steps.
     """
     for key, weight in model.named_parameters():
-        weight.requires_grad_(stage.llm if is_llm(key) else stage.tower)
+        chosen = learns(key) if learns else stage.llm if is_llm(key) else stage.tower
+        weight.requires_grad_(chosen)
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(
         learning, lr=stage.rate, betas=(0.9, 0.98), weight_decay=stage.decay, fused=True

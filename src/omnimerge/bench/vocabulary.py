@@ -7,7 +7,7 @@ their questions, with and without the space before it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from tokenizers.pre_tokenizers import ByteLevel
@@ -89,14 +89,20 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def tokens() -> dict[str, int]:
+def tokens(
+    known: Sequence[str] | None = None, special: Sequence[str] = SPECIAL_TOKENS
+) -> dict[str, int]:
     """Number the tokens: bytes, then words and their parts, then the special tokens.
+
+    Args:
+        known: the words; default: `words`.
+        special: the special tokens.
 
     Returns:
         Token to id.
     """
-    ordered = [*sorted(ByteLevel.alphabet()), *("".join(pair) for pair in _learned())]
-    return {token: index for index, token in enumerate((*ordered, *SPECIAL_TOKENS))}
+    ordered = [*sorted(ByteLevel.alphabet()), *("".join(pair) for pair in _learned(known))]
+    return {token: index for index, token in enumerate((*ordered, *special))}
 
 
 def token_id(token: str) -> int:
@@ -111,22 +117,31 @@ def token_id(token: str) -> int:
     return tokens()[token]
 
 
-def tokenizer(chat_template: str) -> Qwen2Tokenizer:
-    """Build the tokenizer, the same one for the three models.
+def tokenizer(
+    chat_template: str,
+    known: Sequence[str] | None = None,
+    special: Sequence[str] = SPECIAL_TOKENS,
+    named: Mapping[str, str] | None = None,
+) -> Qwen2Tokenizer:
+    """Build a tokenizer; without further arguments the one of the shipped miniatures.
 
     Args:
         chat_template: Jinja source.
+        known: the words; default: `words`.
+        special: the special tokens; `<|im_end|>` and `<|endoftext|>` must be among them.
+        named: attributes that a processor looks up, such as ``start_image_token``, and the special
+            token each stands for.
 
     Returns:
         A tokenizer of Qwen2's class.
     """
     return Qwen2Tokenizer(
-        vocab=tokens(),
-        merges=_learned(),
+        vocab=tokens(known, special),
+        merges=_learned(known),
         unk_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        extra_special_tokens=list(SPECIAL_TOKENS),
+        extra_special_tokens=dict(named) if named else list(special),
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
@@ -134,5 +149,6 @@ def tokenizer(chat_template: str) -> Qwen2Tokenizer:
     )
 
 
-def _learned() -> list[tuple[str, str]]:
-    return merges([form for word in words() for form in (word, _SPACE + word)])
+def _learned(known: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    known = words() if known is None else known
+    return merges([form for word in known for form in (word, _SPACE + word)])

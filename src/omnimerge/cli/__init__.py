@@ -28,6 +28,8 @@ _COMMANDS = {
     "report": "Make the HTML page of a search.",
     "candidates": "Write the checkpoints of a grid, to evaluate elsewhere.",
     "methods": "List merge methods, or describe one.",
+    "compose": "Compose MLLMs of several modalities over one LLM into one omni model.",
+    "bench": "The miniature benchmark of merging methods, and the published one as data.",
     "convert": "Turn a mergekit configuration into a recipe.",
     "zoo": "The miniature models that come with omnimerge.",
 }

@@ -115,6 +115,37 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], numbers: str = 
     Console(width=width, highlight=False).print(drawn)
 
 
+def best_line(tied: Sequence[str]) -> str:
+    """Return the line that says how a choice was made.
+
+    Args:
+        tied: the points with the best score, for people.
+
+    Returns:
+        For example ``"best score at: 0.3, 0.4; rule: smallest score; ..."``.
+    """
+    from omnimerge.search.criteria import TIE_RULE
+
+    joint = "; " if any("," in point for point in tied) else ", "
+    return f"best score at: {joint.join(tied)}; rule: {TIE_RULE}"
+
+
+def bootstrap_line(found: Any) -> str:
+    """Return the line that says how a choice varies.
+
+    Args:
+        found: a `Bootstrap`.
+
+    Returns:
+        For example ``"resampling the prompts: 87% choose the same alone, 95 % 0.2 to 0.3"``.
+    """
+    spans = ", ".join(
+        f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        for low, high in found.interval.values()
+    )
+    return f"resampling the prompts: {found.same:.0%} choose the same alone, 95 % {spans}"
+
+
 def size(count: float) -> str:
     """Return a number of bytes for people, in powers of 1000.
 
@@ -248,7 +279,7 @@ def recipe_from(
     source: str | dict[str, Any] | None,
     options: dict[str, Any],
     parameters: Sequence[str],
-    defaults: dict[str, Any] | None = None,
+    load: Callable[..., Any] | None = None,
 ) -> Any:
     """Build a recipe from a file, from options, or from a file with options that replace its keys.
 
@@ -256,7 +287,7 @@ def recipe_from(
         source: the recipe file, if any.
         options: recipe keys as given on the command line; None and empty ones are left out.
         parameters: ``--param`` options.
-        defaults: keywords of the method to use where none are given.
+        load: what reads it; default: `load_recipe`.
 
     Returns:
         The recipe.
@@ -278,7 +309,7 @@ def recipe_from(
         raise click.UsageError("give a recipe file, or --method with --model")
     if source is None:
         source = {"parameters": {}}
-    return load_recipe(source, replace=given, parameters=values, defaults=defaults)
+    return (load or load_recipe)(source, replace=given, parameters=values)
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:

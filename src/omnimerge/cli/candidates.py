@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,11 @@ def command(
     from omnimerge.engine import run_plan
     from omnimerge.report import write_card
     from omnimerge.search.candidates import write_candidates
-    from omnimerge.search.space import Space
+    from omnimerge.search.planning import axes_of, load_varied
 
     keys = {key: options.pop(key) for key in RECIPE_KEYS}
-    texts = [options["shares"]] if options["shares"] else list(options["grid"])
-    first = {axis.keyword: axis.values[0] for axis in Space.of(texts, options["parameter"]).axes}
-    parsed = recipe_from(recipe, keys, parameters, defaults=first)
+    space = axes_of(options["grid"], options["shares"], options["parameter"])
+    parsed = recipe_from(recipe, keys, parameters, load=partial(load_varied, space=space))
 
     def merge(plan: MergePlan, folder: Path) -> None:
         run_plan(plan, folder, finish=write_card)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from omnimerge.cli._console import (
+    best_line,
+    bootstrap_line,
     criterion_option,
     echo,
     force_option,
@@ -105,7 +108,11 @@ _SPACE_OPTIONS = (
     help="Divide distances by the step; default: where steps are not equal.",
 )
 @click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(1))
-@click.option("--batch-size", type=click.IntRange(1), help="Default: found from memory.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="The most prompts at once.  [default: 64; fewer where they are long]",
+)
 @click.option(
     "--heldout",
     type=click.Path(path_type=Path),
@@ -115,7 +122,11 @@ _SPACE_OPTIONS = (
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--executor", default="local", show_default=True, type=click.Choice(["local", "ray"]))
 @click.option("--checks/--no-checks", default=True, help="Noise floor, and the parents alone.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that the target holds.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run Python code that the target holds; the donor's is never run.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the draw of prompts.")
 @click.option("--overwrite", is_flag=True, help="Throw away answers found in the folder.")
 @force_option
@@ -138,16 +149,13 @@ def command(
     """
     from omnimerge.report import write_search_report
     from omnimerge.search import search
-    from omnimerge.search.space import Space
+    from omnimerge.search.planning import axes_of, load_varied
 
     keys = {key: options.pop(key) for key in RECIPE_KEYS}
     if preset:
         _apply_preset(context, preset, options)
-    axes = Space.of(list(options["grid"]), options["parameter"]).axes
-    if options["shares"]:
-        axes = Space.of([options["shares"]]).axes
-    first = {axis.keyword: axis.values[0] for axis in axes}
-    parsed = recipe_from(recipe, keys, parameters, defaults=first)
+    space = axes_of(options["grid"], options["shares"], options["parameter"])
+    parsed = recipe_from(recipe, keys, parameters, load=partial(load_varied, space=space))
     with _progress() as on_progress:
         result = search(
             parsed,
@@ -179,6 +187,8 @@ def print_search(result: SearchResult) -> None:
     Args:
         result: what the search found.
     """
+    from omnimerge.search.result import label
+
     labelled = result.heldout is not None
     names = [axis.name for axis in result.axes]
     headers = [*names, result.criterion, *(["accuracy"] if labelled else []), ""]
@@ -195,6 +205,8 @@ def print_search(result: SearchResult) -> None:
         f"chosen: {chosen}, by {result.criterion}{compared} on {result.prompts.count} prompts "
         "without labels"
     )
+    tied = [label(point) for point in result.tie_set]
+    click.echo(best_line(tied))
     _print_checks(result)
     if labelled and result.heldout:
         click.echo(
@@ -208,13 +220,7 @@ def print_search(result: SearchResult) -> None:
 def _print_checks(result: SearchResult) -> None:
     found = result.diagnostics
     if found.bootstrap:
-        spans = ", ".join(
-            f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            for low, high in found.bootstrap.interval.values()
-        )
-        click.echo(
-            f"resampling the prompts: {found.bootstrap.same:.0%} choose the same, 95 % {spans}"
-        )
+        click.echo(bootstrap_line(found.bootstrap))
     if found.noise:
         click.echo(
             f"noise floor: {found.noise.differing} of {found.noise.prompts} answers differ when "

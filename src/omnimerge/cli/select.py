@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omnimerge.cli._console import criterion_option, echo, json_option, print_json, table
+from omnimerge.cli._console import (
+    best_line,
+    bootstrap_line,
+    criterion_option,
+    echo,
+    json_option,
+    print_json,
+    table,
+)
 
 if TYPE_CHECKING:
     from omnimerge.search.choice import Choice
     from omnimerge.search.logs import Log
-    from omnimerge.search.result import Diagnostics
+    from omnimerge.search.result import Diagnostics, PointDiagnostics
 
 _EPILOG = """\b
 Examples:
@@ -114,7 +122,8 @@ def _paths(
             raise click.UsageError(f"--log {given!r}: write ALPHA=PATH, for example 0.1=log.jsonl")
         alpha = parse_alpha(text)
         if alpha in found:
-            raise SearchError(f"{found[alpha]} and {path} are both given for {alpha}; give one")
+            other, said = found[alpha], text.strip()
+            raise SearchError(f"{other} and {path} are both given for {said}; give one")
         found[alpha] = Path(path)
     if reverse:
         if wrong := [alpha for alpha in found if not 0 <= alpha <= 1]:
@@ -125,7 +134,7 @@ def _paths(
 
 def _diagnose(choice: Choice, logs: dict[float, Log], parameter: str) -> Diagnostics:
     from omnimerge.generate import Response
-    from omnimerge.search.guards import diagnose
+    from omnimerge.search.guards import diagnose, resampled
 
     joined = choice.joined
     responses = [
@@ -141,7 +150,16 @@ def _diagnose(choice: Choice, logs: dict[float, Log], parameter: str) -> Diagnos
     if choice.per_step:
         notes.append("distances are divided by the step between the coefficients")
     points = [{parameter: point} for point in joined.points]
-    return diagnose(points, responses, choice.scores, notes=notes)
+    target = joined.points.index(0.0) if parameter == "alpha" and 0.0 in joined.points else None
+    return diagnose(
+        points,
+        responses,
+        choice.scores,
+        ceilings=choice.ceilings,
+        target=None if target is None else responses[target],
+        bootstrap=resampled(points, joined.answers, choice.score),
+        notes=notes,
+    )
 
 
 def _as_result(
@@ -188,25 +206,33 @@ def _as_result(
     }
 
 
-def _print(choice: Choice, parameter: str, diagnostics: Diagnostics) -> None:
-    from omnimerge.search.criteria import TIE_RULE
+def _seen(point: PointDiagnostics) -> tuple[str, ...]:
+    """What the answers at one point look like."""
+    shares = (point.distinct_rate, point.empty_rate, point.like_target)
+    different, empty, alike = ("-" if share is None else f"{share:.0%}" for share in shares)
+    return different, empty, f"{point.mean_characters:.1f}", alike
 
+
+def _print(choice: Choice, parameter: str, diagnostics: Diagnostics) -> None:
     selection, points = choice.selection, choice.joined.points
     rows = [
         (
             f"{point:g}",
             "-" if score is None else f"{score:g}",
+            *_seen(each),
             "<- chosen" if point == selection.point else "",
         )
-        for point, score in zip(points, choice.scores, strict=True)
+        for point, score, each in zip(points, choice.scores, diagnostics.points, strict=True)
     ]
-    table([parameter, choice.criterion, ""], rows, "rr")
+    columns = ("different", "empty", "characters", "like target")
+    table([parameter, choice.criterion, *columns, ""], rows, "rrrrrr")
     click.echo(
         f"chosen: {parameter} {selection.point:g}, by {choice.criterion} ({choice.distance}) on "
         f"{len(choice.joined.ids)} prompts"
     )
-    tied = ", ".join(f"{point:g}" for point in selection.tie_set)
-    click.echo(f"best score at: {tied}; rule: {TIE_RULE}")
+    click.echo(best_line([f"{point:g}" for point in selection.tie_set]))
+    if diagnostics.bootstrap:
+        click.echo(bootstrap_line(diagnostics.bootstrap))
     click.echo("labels: not read; ids, answers and prompts only")
     for note in diagnostics.notes:
         echo(f"note: {note}")

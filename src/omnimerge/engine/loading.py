@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from omnimerge.checkpoint.yaml_file import read_mapping
 from omnimerge.engine.recipe import Branches, Match, ModelEntry, Override, Recipe
 from omnimerge.errors import RecipeError, suggestion
-from omnimerge.methods import all_methods
+from omnimerge.methods import MergeMethod, all_methods
 
 
 def load_recipe(
@@ -43,11 +43,7 @@ def load_recipe(
         if not replace and not parameters:
             return source
         source = source.model_dump(exclude_unset=True)
-    if isinstance(source, Mapping):
-        raw, name = dict(source), "recipe"
-    else:
-        path = Path(source)
-        raw, name = _beside(read_yaml(path), path.parent), str(path)
+    raw, name = _read(source)
     raw |= replace or {}
     method = all_methods().get(str(raw.get("method")))
     given = raw.get("parameters") or {}
@@ -56,6 +52,34 @@ def load_recipe(
         usable = {key: value for key, value in (defaults or {}).items() if key in known}
         raw["parameters"] = {**usable, **given, **(parameters or {})}
     return _validate(raw, name)
+
+
+def method_of(
+    source: str | Path | Mapping[str, Any] | Recipe, replace: Mapping[str, Any] | None = None
+) -> MergeMethod | None:
+    """Return the method that a recipe names, whatever else is wrong with the recipe.
+
+    Args:
+        source: as for `load_recipe`.
+        replace: as for `load_recipe`.
+
+    Returns:
+        The method; None if there is none of that name.
+
+    Raises:
+        RecipeError: if the file cannot be read.
+    """
+    if isinstance(source, Recipe):
+        source = {"method": source.method}
+    return all_methods().get(str((_read(source)[0] | dict(replace or {})).get("method")))
+
+
+def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The keys of a recipe, and what to call it."""
+    if isinstance(source, Mapping):
+        return dict(source), "recipe"
+    path = Path(source)
+    return _beside(read_yaml(path), path.parent), str(path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -28,6 +28,11 @@ class Parents:
     What does not fit into half of the memory that is free stays in the files, which are read again
     at every merge; the operating system keeps them in memory as far as it can.
 
+    Args:
+        place: where they are.
+        device: the torch device that the model runs on.
+        nbytes: their bytes, in the dtypes they are stored in.
+
     Attributes:
         place: where they are.
         device: the torch device on which the merge is computed.

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from omnimerge.arch import (
     GATES,
     Alignment,
@@ -258,7 +260,7 @@ def with_parameters(
         entries = [entry.model_copy(update={"weight": None}) for entry in entries]
     recipe = plan.recipe.model_copy(update={"parameters": changed, "models": tuple(entries)})
     problems = [f"parameters.{p}" for p in plan.method.problems(recipe.all_parameters, count)]
-    added = tuple(Override.model_validate(each) for each in overrides)
+    added = tuple(_added(number, each) for number, each in enumerate(overrides))
     for number, each in enumerate(added):
         found = plan.method.problems({**recipe.all_parameters, **each.parameters}, count)
         problems += [f"overrides.{number}.parameters.{problem}" for problem in found]
@@ -271,6 +273,19 @@ def with_parameters(
         replace(job, parameters=_parameters(recipe, job.output.name, job.slot)) for job in plan.jobs
     )
     return replace(plan, recipe=recipe, jobs=jobs)
+
+
+def _added(number: int, raw: Mapping[str, Any]) -> Override:
+    try:
+        return Override.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(
+            [
+                f"overrides.{'.'.join(map(str, (number, *each['loc'])))}: "
+                + each["msg"].removeprefix("Value error, ")
+                for each in error.errors()
+            ]
+        ) from None
 
 
 def check_gates(force: Collection[str]) -> None:

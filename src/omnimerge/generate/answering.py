@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from omnimerge.errors import GenerationError
-from omnimerge.generate.batching import BatchLimit, batches, in_batches
+from omnimerge.generate.batching import BatchLimit, batches, in_batches, tokens_that_fit
 from omnimerge.generate.drafting import Drafter, Fresh
 from omnimerge.generate.drafts import Row
 from omnimerge.generate.encoding import Encoder, Inputs
@@ -55,6 +55,7 @@ class Answering:
         self._stops = stop_tokens(model, processor.tokenizer)
         make_greedy(model, processor.tokenizer, self._stops)
         self._drafter = Drafter(model, self._stops, stats)
+        self._room: int | None = None
         self._limit, self._resumed = BatchLimit(stats), BatchLimit(stats)
         model.register_forward_pre_hook(self._count_pass)
 
@@ -199,7 +200,9 @@ class Answering:
     def _groups(self, prompts: Sequence[Prompt], batch_size: int | None) -> list[list[int]]:
         with quiet():
             sizes = [self.encoder.size(prompt) for prompt in prompts]
-        return batches(sizes, batch_size, self._model.device.type)
+        if self._room is None:  # once, so that the batches are the same at every point
+            self._room = tokens_that_fit(self._model)
+        return batches(sizes, batch_size, self._room)
 
     def _in_batches(
         self,

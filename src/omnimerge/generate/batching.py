@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -17,8 +17,11 @@ from omnimerge.generate.response import GenerationStats
 T = TypeVar("T")
 
 _MOST = 64
-_TOKENS = {"cpu": 4096}  # of all prompts in a batch together
+CPU_TOKENS = 4096
+"""Of all prompts in a batch together."""
+
 _TOKENS_ELSEWHERE = 32768
+_SHARE = 0.5  # of the free memory: the rest is for towers, and for what an estimate leaves out
 _PIXELS_A_TOKEN = 400  # between those of LLaVA 1.5 (196) and Qwen2-VL (784)
 
 _FULL = ("DefaultCPUAllocator", "not enough memory", "out of memory")
@@ -70,7 +73,41 @@ class BatchLimit:
         self._stats.batches_halved += 1
 
 
-def batches(sizes: Sequence[Size], batch_size: int | None, device: str = "cpu") -> list[list[int]]:
+def tokens_that_fit(model: Any) -> int:
+    """Return how many tokens of prompts a batch may have, from the memory that is free now.
+
+    Args:
+        model: the transformers model, where it is going to answer.
+
+    Returns:
+        A number for a CPU, and one for accelerators other than CUDA; there, half of the free memory
+        over what a token takes: its keys and values in all layers, and its part of the widest
+        layer's activations and of the logits.
+    """
+    device = model.device
+    if device.type != "cuda":
+        return CPU_TOKENS if device.type == "cpu" else _TOKENS_ELSEWHERE
+    try:
+        taken = _token_bytes(model)
+    except (AttributeError, TypeError, ValueError):  # a config of another kind
+        return _TOKENS_ELSEWHERE
+    free = torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, int(_SHARE * free / taken))
+
+
+def _token_bytes(model: Any) -> int:
+    text = model.config.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kept = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * head
+    passing = 8 * text.hidden_size + 3 * (getattr(text, "intermediate_size", None) or 0)
+    return int((kept + passing) * model.dtype.itemsize + 4 * text.vocab_size)
+
+
+def batches(
+    sizes: Sequence[Size], batch_size: int | None, tokens: int = CPU_TOKENS
+) -> list[list[int]]:
     """Return the positions of the prompts, batch by batch.
 
     Prompts with different numbers of images, sounds or videos never share a batch, since some
@@ -78,8 +115,9 @@ def batches(sizes: Sequence[Size], batch_size: int | None, device: str = "cpu") 
 
     Args:
         sizes: how much each prompt is.
-        batch_size: the most prompts in a batch, at least 1; None for as many as are likely to fit.
-        device: the kind of device, such as ``cpu``.
+        batch_size: the most prompts in a batch, at least 1, of as many as are likely to fit; None
+            for 64.
+        tokens: the most tokens of all prompts in a batch together; a single one may have more.
 
     Returns:
         Lists of positions in `sizes`; each position occurs once.
@@ -92,15 +130,14 @@ def batches(sizes: Sequence[Size], batch_size: int | None, device: str = "cpu") 
             found[-1].append(position)
         else:
             found.append([position])
-            room = _guess(sizes[position], device) if batch_size is None else batch_size
+            room = max(1, min(batch_size or _MOST, tokens // _tokens(sizes[position])))
         room -= 1
     return found
 
 
-def _guess(size: Size, device: str) -> int:
-    """How many prompts of a size are likely to fit, and enough of them to be fast."""
-    tokens = _TOKENS.get(device, _TOKENS_ELSEWHERE)
-    return max(1, min(_MOST, tokens // (1 + size.tokens + size.volume // _PIXELS_A_TOKEN)))
+def _tokens(size: Size) -> int:
+    """About how many tokens a prompt has."""
+    return 1 + size.tokens + size.volume // _PIXELS_A_TOKEN
 
 
 def in_batches(

@@ -76,6 +76,7 @@ class Drafter:
             self._stats.refusal = reason
         else:
             self._stats.drafts_taken += 1
+            self._stats.drafts_in_16_bits += not self._precise
         return not reason
 
     def doubt(self, inputs: Inputs, fresh: Fresh) -> str:

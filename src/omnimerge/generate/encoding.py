@@ -118,7 +118,8 @@ def _weight(path: Path) -> int:
 
 def _accepted_inputs(model: Any) -> frozenset[str]:
     """The inputs that the model takes; processors return others as well."""
-    names: set[str] = {"input_ids", "attention_mask"}
+    # Those of a composed model depend on its parts.
+    names: set[str] = {"input_ids", "attention_mask", *getattr(model, "media_inputs", ())}
     for function in (model.forward, model.prepare_inputs_for_generation):
         names |= set(inspect.signature(function).parameters)
     return frozenset(names - {"labels", "kwargs", "args"})

@@ -40,9 +40,10 @@ class Generator:
         loaded: the transformers model, as `load_model` gives it.
         processor: what turns prompts into its inputs.
         cache_bytes: the most bytes of the host's memory for inputs and features; 0 for none.
+        stats: where to count on; None for new ones.
 
     Attributes:
-        stats: what was done since the model was loaded.
+        stats: what was done since the model was loaded, added to what was given.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class Generator:
         processor: InputProcessor,
         *,
         cache_bytes: int = CACHE_BYTES,
+        stats: GenerationStats | None = None,
     ) -> None:
         self.folder = folder
         self.model = loaded.model
         self.processor = processor
-        self.stats = GenerationStats()
+        self.stats = GenerationStats() if stats is None else stats
         self._prefix = loaded.prefix
         self._slots: WeightSlots | None = None
         self._store = ByteStore(cache_bytes)
@@ -73,6 +75,7 @@ class Generator:
         dtype: str = "auto",
         trust_remote_code: bool = False,
         cache_bytes: int = CACHE_BYTES,
+        stats: GenerationStats | None = None,
     ) -> Generator:
         """Load model and processor of a checkpoint folder.
 
@@ -84,6 +87,7 @@ class Generator:
             trust_remote_code: whether Python code in the folder may run.
             cache_bytes: the most bytes of the host's memory that are used to keep inputs and
                 features for the next point; 0 for none.
+            stats: where to count on; None for new ones.
 
         Returns:
             The generator.
@@ -99,7 +103,7 @@ class Generator:
             processor = InputProcessor.load(
                 folder, multimodal=loaded.multimodal, trust_remote_code=trust_remote_code
             )
-            return cls(folder, loaded, processor, cache_bytes=cache_bytes)
+            return cls(folder, loaded, processor, cache_bytes=cache_bytes, stats=stats)
 
     def responses(
         self,

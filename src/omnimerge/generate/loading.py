@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from omnimerge.errors import GenerationError
 from omnimerge.generate.processor import one_line
 
@@ -20,6 +22,24 @@ _REMOTE = (
     "AutoModelForCausalLM",
     "AutoModel",
 )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Args:
+        device: a torch device, such as ``cpu`` or ``cuda:0``.
+
+    Raises:
+        GenerationError: if nothing can be put on it.
+    """
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise GenerationError(
+            f"device {device!r} cannot be used here ({one_line(error)}); use cpu, or a device that "
+            "this machine and this torch have"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,7 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
         raise GenerationError(f"{folder} has no config.json; give the folder of a checkpoint")
     if dtype == "auto" and device.startswith("cpu"):
         dtype = "float32"
+    check_device(device)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     config, prefix = _config(folder, options)
     loader, multimodal = _auto_class(config, folder)
@@ -112,8 +133,9 @@ def _auto_class(config: Any, folder: Path) -> tuple[Any, bool]:
         # Some audio models are listed here only (audioflamingo3, in transformers 5.23).
         ("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", parts),
     ):
-        if kind in getattr(modeling_auto, table, {}):
-            return getattr(transformers, name), multimodal
+        auto = getattr(transformers, name, None)
+        if kind in getattr(modeling_auto, table, {}) or _is_registered(auto, config):
+            return auto, multimodal
     offered = getattr(config, "auto_map", None) or {}
     for name in _REMOTE:
         if name in offered and hasattr(transformers, name):
@@ -122,6 +144,11 @@ def _auto_class(config: Any, folder: Path) -> tuple[Any, bool]:
         f"model type {kind!r} of {folder} does not generate text with transformers "
         f"{transformers.__version__}; give a multimodal or causal language model"
     )
+
+
+def _is_registered(auto: Any, config: Any) -> bool:
+    """Whether a class was registered for the config from outside, as for composed models."""
+    return type(config) in getattr(getattr(auto, "_model_mapping", None), "_extra_content", {})
 
 
 def _check_keys(folder: Path, info: dict[str, Any], prefix: str) -> None:

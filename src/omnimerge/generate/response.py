@@ -32,6 +32,7 @@ class GenerationStats:
         samples_verified: answers that equal their draft to the end, so that nothing was decoded.
         samples_redone: answers that left their draft and were decoded from there.
         drafts_taken: calls whose drafts were verified.
+        drafts_in_16_bits: those of them that were, in a type in which no batching is exact.
         drafts_refused: calls whose drafts were not looked at; `refusal` says why the last was.
         inputs_encoded: batches that were rendered and processed.
         inputs_reused: batches whose inputs were still there.
@@ -48,6 +49,7 @@ class GenerationStats:
     samples_verified: int = 0
     samples_redone: int = 0
     drafts_taken: int = 0
+    drafts_in_16_bits: int = 0
     drafts_refused: int = 0
     inputs_encoded: int = 0
     inputs_reused: int = 0

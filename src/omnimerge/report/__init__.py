@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omnimerge.report.card import render_card, write_card
+    from omnimerge.report.dashboard import write_dashboard
     from omnimerge.report.mapping import component_rows, slot_rows, write_mapping_report
     from omnimerge.report.search import write_search_report
 
@@ -18,6 +19,7 @@ __all__ = [
     "render_card",
     "slot_rows",
     "write_card",
+    "write_dashboard",
     "write_mapping_report",
     "write_search_report",
 ]
@@ -27,6 +29,7 @@ _HOME = {
     "render_card": "card",
     "slot_rows": "mapping",
     "write_card": "card",
+    "write_dashboard": "dashboard",
     "write_mapping_report": "mapping",
     "write_search_report": "search",
 }

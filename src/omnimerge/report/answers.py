@@ -110,6 +110,7 @@ class Answers:
     Args:
         folder: the search's folder.
         result: its result.
+        read: whether there are answers; points that followed given ones have none of their own.
 
     Attributes:
         ids: the prompts' ids, in order.
@@ -120,13 +121,13 @@ class Answers:
         problems: sentences about what could not be read.
     """
 
-    def __init__(self, folder: Path, result: SearchResult) -> None:
+    def __init__(self, folder: Path, result: SearchResult, *, read: bool = True) -> None:
         self.ids: list[str] = []
         self.columns: list[Column] = []
         self.problems: list[str] = []
         self._known: dict[str, int] = {}
         single = len(result.axes) == 1
-        for point in result.points:
+        for point in result.points if read else ():
             label = f"{result.axes[0].name} {point.label}" if single else point.label
             self._add(folder, point.responses, point.label, label, point.values)
         for parent, label in _PARENTS.items():
@@ -165,7 +166,8 @@ class Answers:
             return None
         columns = [c for c in self.columns if c is self.chosen or c in self.beside]
         differing = [i for i in self.ids if self._kinds(i, columns) > 1]
-        alike = [i for i in self.ids if self._kinds(i, columns) == 1]
+        known = self.chosen.texts
+        alike = [i for i in self.ids if i in known and self._kinds(i, columns) == 1]
         rows: list[tuple[str, list[Cell]]] = []
         spent = 0
         for prompt in differing[:_TABLE_ROWS]:
@@ -174,7 +176,7 @@ class Answers:
             if rows and spent > TABLE_LIMIT:
                 break
             rows.append((prompt, cells))
-        same = [(i, _clip(self.chosen.texts[i], 200)[0]) for i in alike[:100]]
+        same = [(i, _clip(known[i], 200)[0]) for i in alike[:100]]
         return Table(columns, rows, len(differing), same, len(alike))
 
     def pack(self, limit: int = PAGE_LIMIT) -> Packed:

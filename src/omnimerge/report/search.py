@@ -20,15 +20,13 @@ from omnimerge.report._page import template
 from omnimerge.report.answers import PAGE_LIMIT, TEXT_LIMIT, Answers
 from omnimerge.report.plots import WIDTHS, draw_curve, heat_map, noise_line
 from omnimerge.search import TIE_RULE, read_result
+from omnimerge.search.scoring import TOKENS
 from omnimerge.search.store import write_atomically
+from omnimerge.search.study import CHOSEN_NAME, MAPPING_NAME, REPORT_NAME
 
 if TYPE_CHECKING:
     from omnimerge.search import SearchResult
     from omnimerge.search.result import Point, PointDiagnostics
-
-REPORT_NAME = "report.html"
-RECIPE_NAME = "recipe.yaml"  # what `search` writes beside search.json
-MAPPING_NAME = "mapping.json"
 
 SCORES = {
     "unanimity": "prompts whose answer differs from that at a neighbouring point",
@@ -87,7 +85,8 @@ def render_search(folder: Path, result: SearchResult) -> str:
     Returns:
         HTML.
     """
-    answers = Answers(folder, result)
+    followed = result.distance == TOKENS
+    answers = Answers(folder, result, read=not followed)
     recipe, chosen_recipe = _recipe(folder, result)
     mapping, problem = _mapping(folder)
     # Our own files; the rule of the page's contents names the script by its hash.
@@ -113,6 +112,7 @@ def render_search(folder: Path, result: SearchResult) -> str:
         rows=_rows(result),
         axis_title=_axis_title(result),
         answers=answers,
+        followed=followed,
         table=answers.table(),
         packed=packed,
         packed_json=Markup(packed.text),  # holds no character that could end its element
@@ -182,7 +182,7 @@ def _mapping(folder: Path) -> tuple[dict[str, Any] | None, str]:
 def _recipe(folder: Path, result: SearchResult) -> tuple[str, bool]:
     """The recipe as text, and whether it is the one with the choice."""
     try:
-        return (folder / RECIPE_NAME).read_text(encoding="utf-8"), True
+        return (folder / CHOSEN_NAME).read_text(encoding="utf-8"), True
     except (OSError, UnicodeDecodeError):
         return yaml.safe_dump(result.recipe, sort_keys=False, allow_unicode=True), False
 

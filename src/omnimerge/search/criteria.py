@@ -217,7 +217,7 @@ its other strategy, because a preset cannot bring a model along (`embedding:FOLD
 is there). It also takes all answers unless told a sample; 100 is the paper's.
 """
 
-TIE_RULE = "smallest score; of equal scores the smallest coefficient (nearest to the target)"
+TIE_RULE = "smallest score; of equal scores the smallest coefficient"
 """What `select` does, in words, for printing."""
 
 

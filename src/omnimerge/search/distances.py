@@ -64,6 +64,9 @@ def normalize(text: str) -> str:
     punctuation at the ends away (quotes, brackets, ``.,:;!?。、*`_``; ``%``, ``#``, ``&``, ``@``,
     slashes and primes are content, and so are the minus and the point of ``-5`` and ``.5``); and
     numbers, anywhere in the text, by value: ``1,000`` = ``1000`` = ``1000.0``, ``.5`` = ``0.50``.
+    Commas join digits in groups of thousands only (``1,234,567``, or ``12,34,567`` as in India) and
+    nowhere in square brackets: ``[100,200]`` = ``[100, 200]`` are two numbers. A version of two
+    parts looks like a number: ``Python 3.10`` = ``Python 3.1``, while ``3.10.0`` stays.
 
     Not touched: articles and other words, punctuation and spaces in between, leading zeros
     (``007``), numbers in words (``three``, ``三``), decimal commas, and traditional or simplified
@@ -223,7 +226,8 @@ def _load_embedder(folder: Path) -> Any:
 
 _CONTENT = frozenset("%‰‱#&@/\\′″‴")
 _EDGES = frozenset(("Ps", "Pe", "Pi", "Pf", "Pd", "Pc", "Po", "Zs", "Cc", "Cf"))
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d|,\d)")
+_THOUSANDS = re.compile(r"(?<![\d.,])(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3})(?!\d|,\d)")
+_LIST = re.compile(r"\[[^\[\]]*\]")
 _FRACTION = re.compile(r"(?<![\d.])(\d+)\.(\d+)(?!\d|\.\d)")
 _BARE_FRACTION = re.compile(r"(?<![\w.])\.(?=\d)")
 _MINUS = re.compile("\N{MINUS SIGN}(?=[.\\d])")
@@ -234,7 +238,8 @@ _STARTS_NUMBER = re.compile(r"-?\.?\d")
 def _normalized(text: str) -> str:
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     digits = "".join(c if c.isascii() else _ascii_digit(c) for c in folded)
-    trimmed = _trim(" ".join(_MINUS.sub("-", digits).split()))
+    listed = _LIST.sub(lambda found: found[0].replace(",", ", "), _MINUS.sub("-", digits))
+    trimmed = _trim(" ".join(listed.split()))
     plain = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), trimmed)
     return _FRACTION.sub(_shortest, _BARE_FRACTION.sub("0.", plain))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from omnimerge.engine import Parents, merged_tensors
 from omnimerge.errors import CheckpointError, GenerationError, LayoutError
 from omnimerge.generate import Generator, Prompt, Response
+from omnimerge.generate.response import GenerationStats
 
 if TYPE_CHECKING:
     from omnimerge.engine import MergePlan
@@ -48,7 +49,7 @@ class Settings:
         plan: the merge.
         space: what its points change.
         max_new_tokens: the most tokens of an answer.
-        batch_size: the most prompts answered at once; None to find it from memory.
+        batch_size: the most prompts answered at once; None for as many as seem to fit.
         device: a torch device.
         trust_remote_code: whether code in the target's folder may run.
         replicated: whether other replicas may run on the same machine.
@@ -100,9 +101,11 @@ class Replica:
 
     Attributes:
         settings: what to do.
+        stats: what answering took.
     """
 
     settings: Settings
+    stats: GenerationStats = field(default_factory=GenerationStats, init=False)
     _generator: Generator | None = field(default=None, init=False)
     _point: Point | None = field(default=None, init=False)
     _parents: Parents | None = field(default=None, init=False)
@@ -132,8 +135,12 @@ class Replica:
             yield [answer]
 
     def cost(self) -> dict[str, float]:
-        """Return what answering took, in counts."""
-        return self._generator.stats.to_dict() if self._generator else {}
+        """Return what answering took, in counts; nothing where nothing was answered."""
+        return {} if self.stats == GenerationStats() else self.stats.to_dict()
+
+    def let_go(self) -> None:
+        """Let the model and the parents go; the next question loads them again."""
+        self._generator = self._point = self._parents = None
 
     def _at(self, point: Point | None) -> Generator:
         settings = self.settings
@@ -144,6 +151,7 @@ class Replica:
                 settings.plan.target.folder,
                 device=settings.device,
                 trust_remote_code=settings.trust_remote_code,
+                stats=self.stats,
             )
         if point is not None and self._point != point:
             self._point = None  # a swap that fails half-way leaves no point
@@ -193,7 +201,8 @@ class LocalExecutor:
         Returns:
             One answer per prompt.
         """
-        return answer_alone(self._settings, folder, prompts)
+        self._replica.let_go()  # two models may not fit
+        return answer_alone(self._settings, folder, prompts, self._replica.stats)
 
     def cost(self) -> Mapping[str, float]:
         """Return what answering took, in counts."""
@@ -201,16 +210,19 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Let the model go."""
-        self._replica = Replica(self._settings)
+        self._replica.let_go()
 
 
-def answer_alone(settings: Settings, folder: Path, prompts: Sequence[Prompt]) -> list[Response]:
-    """Load a checkpoint, answer prompts, and let it go.
+def answer_alone(
+    settings: Settings, folder: Path, prompts: Sequence[Prompt], stats: GenerationStats
+) -> list[Response]:
+    """Load a checkpoint, answer prompts, and let it go. No code in its folder runs.
 
     Args:
         settings: lengths, batch size and device.
         folder: the checkpoint.
         prompts: the prompts.
+        stats: where to count.
 
     Returns:
         One answer per prompt.
@@ -219,9 +231,7 @@ def answer_alone(settings: Settings, folder: Path, prompts: Sequence[Prompt]) ->
         GenerationError: if the checkpoint cannot answer them.
     """
     try:
-        generator = Generator.load(
-            folder, device=settings.device, trust_remote_code=settings.trust_remote_code
-        )
+        generator = Generator.load(folder, device=settings.device, stats=stats)
         return generator.responses(
             prompts, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
         )

@@ -28,11 +28,12 @@ def parse_grid(text: str) -> tuple[float, ...]:
         points = _range(text) if ":" in text else [_number(part, text) for part in text.split(",")]
     except DecimalException:
         raise SearchError(f"grid {text!r} is out of range; write for example 0:0.6:0.1") from None
-    if any(a >= b for a, b in itertools.pairwise(points)):
+    found = tuple(float(point) for point in points)
+    if any(a >= b for a, b in itertools.pairwise(found)):
         raise SearchError(f"grid {text!r} is not strictly increasing; sort it, without doubles")
-    if len(points) < 2:
+    if len(found) < 2:
         raise SearchError(f"grid {text!r} has one point; a search compares several")
-    return tuple(float(point) for point in points)
+    return found
 
 
 def point_name(point: float) -> str:

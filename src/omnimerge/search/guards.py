@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _MANY_EMPTY = 0.1
 _SATURATED = 0.9
+_COLLAPSED = 0.95
 
 
 def diagnose(
@@ -22,6 +24,8 @@ def diagnose(
     answers: Sequence[Sequence[Response]],
     scores: Sequence[float | None],
     *,
+    texts: Sequence[Sequence[str]] | None = None,
+    ceilings: Sequence[float | None] | None = None,
     target: Sequence[Response] | None = None,
     donor: Sequence[Response] | None = None,
     noise: NoiseFloor | None = None,
@@ -38,6 +42,10 @@ def diagnose(
         points: the points, axis -> coefficient.
         answers: per point, one response per prompt, in the same order.
         scores: the criterion's value per point.
+        texts: what the distance compared, per point and prompt, where that is not the answers: then
+            nothing is said about their texts.
+        ceilings: the largest possible score per prompt, per point; None where answers are not
+            compared exactly.
         target: the target's own answers, where they are known.
         donor: the donor's own answers, where they are known.
         noise: what `noise_floor` found.
@@ -47,21 +55,26 @@ def diagnose(
     Returns:
         The diagnostics.
     """
-    described = tuple(
-        _describe(p, here, target, donor) for p, here in zip(points, answers, strict=True)
-    )
+    compared = [[r.text for r in here] for here in answers] if texts is None else texts
     changed = sum(
-        any(differs(response.text, row[0].text) for response in row[1:])
-        for row in zip(*answers, strict=True)
+        any(differs(text, row[0]) for text in row[1:]) for row in zip(*compared, strict=True)
     )
     prompts = len(answers[0])
+    described = [PointDiagnostics(values=dict(point)) for point in points]
+    about_answers: list[str] = []
+    if texts is None:
+        described = [
+            _describe(p, here, target, donor) for p, here in zip(points, answers, strict=True)
+        ]
+        about_answers = [*_about_empty(described), *_about_collapse(points, answers, target)]
     warnings = [
-        *_about_scores(scores, changed, prompts),
-        *_about_answers(described, prompts),
+        *_about_scores(points, scores, changed),
+        *_about_ceilings(scores, ceilings, prompts),
+        *about_answers,
         *_about_noise(noise, scores),
     ]
     return Diagnostics(
-        points=described,
+        points=tuple(described),
         changed_prompts=changed,
         noise=noise,
         bootstrap=bootstrap,
@@ -105,18 +118,21 @@ def resampled(
         seed: of the draws.
 
     Returns:
-        How the choice varies; None where no point can be chosen.
+        How the choice varies; None where fewer than two points can be chosen.
     """
     prompts = len(answers[0])
     rows = [score([[at_point[j]] for at_point in answers]) for j in range(prompts)]
     known = [i for i in range(len(points)) if all(row[i] is not None for row in rows)]
-    if not known:
+    if len(known) < 2:
         return None
     table = np.array([[row[i] for i in known] for row in rows], dtype=float)
-    draws = np.random.default_rng(seed).multinomial(prompts, [1 / prompts] * prompts, size=samples)
-    totals = draws @ table
+    random, shares = np.random.default_rng(seed), np.full(prompts, 1 / prompts)
+    # One at a time: all draws of a log of 100,000 prompts would take a gigabyte.
+    draws = [random.multinomial(prompts, shares) @ table for _ in range(samples)]
     # Sums of fractions differ in their last bits; what differs by less is a tie.
-    chosen = np.argmin(np.round(totals, 9), axis=1)  # the first of equal ones: the tie rule
+    totals = np.round(np.array(draws), 9)
+    chosen = np.argmin(totals, axis=1)  # the first of equal ones: the tie rule
+    alone = (totals == totals.min(axis=1, keepdims=True)).sum(axis=1) == 1
     whole = int(np.argmin(np.round(table.sum(axis=0), 9)))
     values = {name: np.array([points[i][name] for i in known])[chosen] for name in points[0]}
     return Bootstrap(
@@ -125,7 +141,7 @@ def resampled(
             name: (float(np.quantile(v, 0.025)), float(np.quantile(v, 0.975)))
             for name, v in values.items()
         },
-        same=float(np.mean(chosen == whole)),
+        same=float(np.mean((chosen == whole) & alone)),
     )
 
 
@@ -141,8 +157,9 @@ def _describe(
         like_target=_alike(responses, target),
         like_donor=_alike(responses, donor),
         distinct_rate=len({response.text.lower() for response in responses}) / count,
-        empty_rate=sum(not response.text for response in responses) / count,
+        empty_rate=sum(not response.text.strip() for response in responses) / count,
         mean_tokens=sum(len(response.tokens) for response in responses) / count,
+        mean_characters=sum(len(response.text) for response in responses) / count,
     )
 
 
@@ -153,25 +170,44 @@ def _alike(ours: Sequence[Response], theirs: Sequence[Response] | None) -> float
     return same / len(ours)
 
 
-def _about_scores(scores: Sequence[float | None], changed: int, prompts: int) -> list[str]:
+def _about_scores(
+    points: Sequence[Mapping[str, float]], scores: Sequence[float | None], changed: int
+) -> list[str]:
     known = [score for score in scores if score is not None]
-    warnings = []
     if changed == 0:
-        warnings.append(
+        return [
             "no answer changes anywhere on the grid: the criterion says nothing; use prompts that "
             "the two models answer differently"
-        )
-    elif len(known) > 1 and len(set(known)) == 1:
-        warnings.append(
-            f"all points tie at {known[0]:g}: the choice is the tie rule's, not the criterion's; "
-            "use more prompts"
-        )
-    if known and min(known) >= _SATURATED * prompts:
-        warnings.append(
-            "nearly every answer changes at every step, as long free text does: exact comparison "
-            "cannot tell the points apart; ask for short answers or lower max_new_tokens"
-        )
-    return warnings
+        ]
+    if len(known) == 1:
+        return [
+            "only one point has the neighbours that the criterion compares with, so it is chosen "
+            "whatever the answers are; give a longer grid"
+        ]
+    tied = [p for p, s in zip(points, scores, strict=True) if known and s == min(known)]
+    if len(tied) < 2:
+        return []
+    which = "all points" if len(tied) == len(known) else _listed(tied)
+    return [
+        f"{which} tie at {min(known):g}: the choice among them is the tie rule's, not the "
+        "criterion's; use more prompts"
+    ]
+
+
+def _about_ceilings(
+    scores: Sequence[float | None], ceilings: Sequence[float | None] | None, prompts: int
+) -> list[str]:
+    known = [
+        (score, ceiling * prompts)
+        for score, ceiling in zip(scores, ceilings or (), strict=False)
+        if score is not None and ceiling is not None
+    ]
+    if not known or any(score < _SATURATED * most for score, most in known):
+        return []
+    return [
+        "nearly every answer changes at every step, as long free text does: exact comparison "
+        "cannot tell the points apart; ask for short answers or lower max_new_tokens"
+    ]
 
 
 def _about_noise(noise: NoiseFloor | None, scores: Sequence[float | None]) -> list[str]:
@@ -187,22 +223,40 @@ def _about_noise(noise: NoiseFloor | None, scores: Sequence[float | None]) -> li
     ]
 
 
-def _about_answers(described: Sequence[PointDiagnostics], prompts: int) -> list[str]:
-    empty = [d.values for d in described if d.empty_rate > _MANY_EMPTY]
-    constant = [d.values for d in described if prompts > 1 and d.distinct_rate * prompts < 1.5]
-    warnings = []
-    if empty:
-        warnings.append(
-            f"more than {_MANY_EMPTY:.0%} of the answers are empty at {_listed(empty)}: empty "
-            "answers look consistent without being good; look at the responses, or raise "
-            "max_new_tokens"
-        )
-    if constant:
-        warnings.append(
-            f"every prompt gets the same answer at {_listed(constant)}: constant answers look "
-            "consistent without being good; look at the responses"
-        )
-    return warnings
+def _about_empty(described: Sequence[PointDiagnostics]) -> list[str]:
+    empty = [d.values for d in described if (d.empty_rate or 0.0) > _MANY_EMPTY]
+    if not empty:
+        return []
+    return [
+        f"more than {_MANY_EMPTY:.0%} of the answers are empty at {_listed(empty)}: empty "
+        "answers look consistent without being good; look at the responses, or raise "
+        "max_new_tokens"
+    ]
+
+
+def _about_collapse(
+    points: Sequence[Mapping[str, float]],
+    answers: Sequence[Sequence[Response]],
+    target: Sequence[Response] | None,
+) -> list[str]:
+    usual = 0.0 if target is None else _largest_share(target)
+    least = _COLLAPSED if usual < _COLLAPSED else 1.0
+    shares = [_largest_share(here) for here in answers]
+    same = [point for point, share in zip(points, shares, strict=True) if share >= least]
+    if not same or len(answers[0]) < 2:
+        return []
+    constant = all(share == 1 for share in shares if share >= least)
+    what = "every prompt gets" if constant else f"{_COLLAPSED:.0%} of the prompts or more get"
+    return [
+        f"{what} the same answer at {_listed(same)}: constant answers look consistent without "
+        "being good; look at the responses"
+    ]
+
+
+def _largest_share(answers: Sequence[Response]) -> float:
+    """How many of the answers are the most frequent one."""
+    counts = Counter(response.text.strip().lower() for response in answers)
+    return max(counts.values()) / len(answers)
 
 
 def _listed(points: Sequence[Mapping[str, float]]) -> str:

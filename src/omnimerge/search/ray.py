@@ -99,11 +99,13 @@ class RayExecutor:
         self._let_go()  # its GPU is needed
         remote = self._ray.remote(_alone).options(**self._options)
         try:
-            found: list[Response] = self._ray.get(
+            answers, cost = self._ray.get(
                 remote.remote(self._described, str(folder), list(prompts))
             )
         except self._ray.exceptions.RayTaskError as error:
             raise _cause(error) from error
+        self._costs.append(cost)
+        found: list[Response] = answers
         return found
 
     def cost(self) -> Mapping[str, float]:
@@ -155,10 +157,16 @@ class _Actor:
         return self._replica.cost()
 
 
-def _alone(described: Mapping[str, Any], folder: str, prompts: Sequence[Prompt]) -> list[Response]:
+def _alone(
+    described: Mapping[str, Any], folder: str, prompts: Sequence[Prompt]
+) -> tuple[list[Response], dict[str, float]]:
+    """The answers, and what they took."""
+    from omnimerge.generate.response import GenerationStats
     from omnimerge.search.executor import answer_alone
 
-    return answer_alone(_settings(described), Path(folder), prompts)
+    stats = GenerationStats()
+    answers = answer_alone(_settings(described), Path(folder), prompts, stats)
+    return answers, stats.to_dict()
 
 
 def _described(settings: Settings) -> dict[str, Any]:

@@ -76,28 +76,25 @@ class PromptSource(_Strict):
 
 
 class PointDiagnostics(_Strict):
-    """What the answers at one point look like.
+    """What the answers at one point look like; None for what is not known of them.
 
     Attributes:
         values: axis -> coefficient.
         distinct_rate: different answers (case aside) over prompts, in (0, 1].
         empty_rate: share of empty answers.
         mean_tokens: mean length of the answers in tokens.
-        like_target: share of prompts answered as the target alone does; None if not known.
+        mean_characters: mean length of the answers in characters.
+        like_target: share of prompts answered as the target alone does.
         like_donor: the same for the (first) donor.
     """
 
     values: dict[str, float]
-    distinct_rate: float
-    empty_rate: float
-    mean_tokens: float
+    distinct_rate: float | None = None
+    empty_rate: float | None = None
+    mean_tokens: float | None = None
+    mean_characters: float | None = None
     like_target: float | None = None
     like_donor: float | None = None
-
-    @property
-    def label(self) -> str:
-        """The point for people."""
-        return label(self.values)
 
 
 class NoiseFloor(_Strict):
@@ -120,7 +117,7 @@ class Bootstrap(_Strict):
     Attributes:
         samples: number of resamples.
         interval: axis -> the 2.5 % and 97.5 % quantiles of the chosen coefficient.
-        same: share of resamples that choose the same point.
+        same: share of resamples in which the chosen point alone is best.
     """
 
     samples: int

@@ -14,28 +14,36 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from omnimerge.engine import build_plan, load_recipe, with_parameters
+from omnimerge.engine import with_parameters
 from omnimerge.engine.manifest import versions
-from omnimerge.errors import PromptError, RecipeError, SearchError, suggestion
+from omnimerge.errors import PromptError, SearchError, suggestion
 from omnimerge.generate import Prompt, read_prompts, without_answers
 from omnimerge.generate import sample as draw
+from omnimerge.generate.loading import check_device
 from omnimerge.search.criteria import select
 from omnimerge.search.executor import Executor, LocalExecutor, Settings
 from omnimerge.search.guards import diagnose, resampled
-from omnimerge.search.inputs import checkpoint_digest, file_sha256, prompts_digest
+from omnimerge.search.inputs import file_sha256, prompts_digest
+from omnimerge.search.planning import merge_settings, overridden, plan_of, space_of
 from omnimerge.search.result import AxisInfo, Point, PromptSource, SearchResult
 from omnimerge.search.scoring import Scoring
 from omnimerge.search.session import Progress, Session
 from omnimerge.search.space import Point as Coordinates
 from omnimerge.search.space import Space
 from omnimerge.search.store import AnswerStore, write_atomically
-from omnimerge.search.study import HELDOUT_NAME, MEDIA_NAME, Study, refuse_foreign
+from omnimerge.search.study import (
+    CHOSEN_NAME,
+    HELDOUT_NAME,
+    MAPPING_NAME,
+    MEDIA_NAME,
+    SETTINGS_NAME,
+    Study,
+    refuse_foreign,
+)
 
 if TYPE_CHECKING:
     from omnimerge.engine import MergePlan, Recipe
 
-CHOSEN_NAME = "recipe.yaml"
-MAPPING_NAME = "mapping.json"
 EXECUTORS = ("local", "ray")
 
 
@@ -73,7 +81,8 @@ def search(
     answers only what is missing.
 
     Args:
-        recipe: the merge; its own values of what is searched are not used.
+        recipe: the merge; its own values of what is searched are not used, except those that its
+            overrides set for some tensors, which stay.
         prompts: prompts, as `read_prompts` takes them. Answers in them are dropped before anything
             else happens.
         out: folder for responses and result; created if it is not there.
@@ -87,11 +96,12 @@ def search(
         sample: how many prompts to draw; None for all.
         criterion: ``unanimity``, ``pairwise`` or ``backward``.
         distance: how two answers are compared: ``exact``, ``normalized``, ``edit``,
-            ``embedding:PATH``, or ``tokens`` (the model's next tokens along the first point's
+            ``embedding:PATH``, or ``tokens`` (the model's next tokens along the target's own
             answers: one pass for each point, no decoding).
         per_step: whether distances are divided by the step; None: where steps are not equal.
         max_new_tokens: the most tokens of an answer.
-        batch_size: the most prompts answered at once; None to find it from memory.
+        batch_size: the most prompts answered at once, of as many as seem to fit; None for 64. What
+            does not fit into memory after all is halved.
         heldout: prompts with answers. Accuracies on them are reported beside the scores; the
             choice is made without them.
         columns: which columns of a data set are the id, the prompt, the image ...
@@ -100,7 +110,8 @@ def search(
         checks: whether to answer the chosen point twice (noise floor), and to ask the donor alone.
         overwrite: whether answers found in `out` are thrown away.
         force: gates of the mapping to waive.
-        trust_remote_code: whether Python code in the target's folder may run.
+        trust_remote_code: whether Python code in the target's folder may run; the donor's never
+            does.
         on_progress: called with (point, answers done, answers that this run has to make).
         seed: seed of the draw of prompts, and of Optuna's choices.
         parameter: the keyword of an axis that names none.
@@ -118,9 +129,7 @@ def search(
     started = time.monotonic()
     prompts, out = Path(prompts), Path(out)
     heldout = None if heldout is None else Path(heldout)
-    if executor not in EXECUTORS:
-        hint = suggestion(executor, EXECUTORS)
-        raise SearchError(f"unknown executor {executor!r}{hint}; known: {', '.join(EXECUTORS)}")
+    _check_machine(executor, device, out)
     loaded, space = space_of(recipe, grid, shares, parameter)
     scoring = Scoring.of(criterion, distance, per_step)
     scoring.check(space, refine=refine, trials=trials)
@@ -130,9 +139,10 @@ def search(
     asked = without_answers(read_prompts(prompts, columns=columns, media=media))
     asked = asked if sample is None else draw(asked, sample, seed)
     labelled = _labelled(heldout, columns, media)
-    plan = plan_of(loaded, space, force)
+    plan, space = plan_of(loaded, space, force)
     settings = _settings(plan, space, asked, max_new_tokens, device, scoring)
-    with Study(out, settings, [p.id for p in asked], overwrite=overwrite) as study:
+    ids, used = [p.id for p in asked], versions()
+    with Study(out, settings, ids, versions=used, overwrite=overwrite) as study:
         answering = Settings(plan, space, max_new_tokens, batch_size, device, trust_remote_code)
         session = Session(
             out,
@@ -148,8 +158,7 @@ def search(
             space = session.evaluate(space, refine=refine, trials=trials, seed=seed)
             scores = scoring.scores(space, session.answers)
             chosen = select(list(scores), list(scores.values()))
-            if checks:
-                session.check(plan, space, chosen.point)
+            session.check(plan, space, chosen.point, ask=checks)
             cost = dict(session.executor.cost())
         finally:
             session.executor.close()
@@ -169,7 +178,7 @@ def search(
             selected=space.values(chosen.point),
             criterion=criterion,
             distance=distance,
-            per_step=scoring.divides(space, points),
+            per_step=scoring.divides(space),
             axes=tuple(
                 AxisInfo(name=axis.name, grid=tuple(sorted({point[i] for point in points})))
                 for i, axis in enumerate(space.axes)
@@ -183,15 +192,17 @@ def search(
                 values,
                 answers,
                 list(scores.values()),
+                texts=scoring.texts(answers) if scoring.follows else None,
+                ceilings=scoring.ceilings(space, points),
                 target=session.target,
                 donor=session.donor,
                 noise=session.noise,
                 bootstrap=resampled(values, scoring.texts(answers), scoring.bound(space, points)),
-                notes=session.notes,
+                notes=[*study.notes, *_notes(plan, space, scoring, cost), *session.notes],
             ),
             recipe=plan.recipe.model_dump(mode="json"),
             cost=cost,
-            versions=versions(),
+            versions=used,
             elapsed_s=round(time.monotonic() - started, 3),
         )
         _write_recipe(plan, space, chosen.point, out)
@@ -199,76 +210,6 @@ def search(
         write_atomically(out / MAPPING_NAME, mapping + "\n")
         result.write(out)
     return result
-
-
-def space_of(
-    recipe: str | Path | Mapping[str, Any] | Recipe,
-    grid: str | Sequence[str],
-    shares: str | None,
-    parameter: str,
-) -> tuple[Recipe, Space]:
-    """Read a recipe and the axes along which it is to be varied.
-
-    Args:
-        recipe: the merge.
-        grid: the axes, as `search` takes them.
-        shares: the grid of several donors' shares, instead.
-        parameter: the keyword of an axis that names none.
-
-    Returns:
-        The recipe, with a value for what is searched where it has none, and the space.
-
-    Raises:
-        SearchError: if the axes are wrong, or shares are given of one donor.
-        RecipeError: if the recipe is wrong.
-    """
-    texts = [shares] if shares else [grid] if isinstance(grid, str) else list(grid)
-    space = Space.of(texts, parameter)
-    loaded = load_recipe(recipe, defaults={axis.keyword: axis.values[0] for axis in space.axes})
-    if shares is None:
-        return loaded, space
-    if not loaded.merge_method.takes_target or len(loaded.models) < 2:
-        raise SearchError(
-            f"shares are of several donors, of a method such as adamms; the recipe has "
-            f"{len(loaded.models)} model(s) and the method {loaded.method}; use a grid"
-        )
-    return loaded, Space.simplex(shares, len(loaded.models))
-
-
-def plan_of(recipe: Recipe, space: Space, force: Collection[str]) -> MergePlan:
-    """Plan a merge, after checking that every point of a space is legal.
-
-    Args:
-        recipe: the merge.
-        space: its points.
-        force: gates of the mapping to waive.
-
-    Returns:
-        The plan.
-
-    Raises:
-        SearchError: if an axis is no numeric keyword of the method.
-        RecipeError: if a point is out of a keyword's range, or an axis fits no tensor.
-    """
-    numbers = [
-        p.name for p in recipe.merge_method.params if p.kind in (int, float) and not p.per_model
-    ]
-    for axis in space.axes:
-        if axis.keyword not in numbers:
-            raise SearchError(
-                f"{recipe.method} has no numeric parameter {axis.keyword!r}"
-                f"{suggestion(axis.keyword, numbers)}; it has: {', '.join(numbers) or 'none'}"
-            )
-    plan = build_plan(recipe, force=force)
-    problems: dict[str, None] = {}
-    for point in space.points:
-        try:
-            with_parameters(plan, *space.settings(point))
-        except RecipeError as error:
-            problems.update(dict.fromkeys(error.problems))
-    if problems:
-        raise RecipeError(list(problems), "the search")
-    return plan
 
 
 def _settings(
@@ -279,29 +220,37 @@ def _settings(
     device: str,
     scoring: Scoring,
 ) -> dict[str, Any]:
-    """Everything that an answer depends on; names of places are left out."""
-    recipe = plan.recipe.model_dump(mode="json", exclude={"max_shard_size"})
-    for axis in space.axes:
-        if not axis.match:
-            recipe["parameters"].pop(axis.keyword, None)
-        if axis.donor is not None:
-            recipe["parameters"].pop("weights", None)
-    for entry in (recipe, *recipe["models"]):
-        for place in ("target", "base", "model"):
-            entry.pop(place, None)
-        if any(axis.donor is not None for axis in space.axes):
-            entry.pop("weight", None)
+    """Everything that an answer depends on."""
     return {
-        "recipe": recipe,
-        "forced": list(plan.forced),
-        "target": checkpoint_digest(plan.target, whole=True),
-        "models": [checkpoint_digest(model) for model in plan.models],
-        "base": checkpoint_digest(plan.base) if plan.base else None,
+        **merge_settings(plan, space),
         "prompts": prompts_digest(asked),
         "max_new_tokens": max_new_tokens,
-        "answers": "followed" if scoring.follows else "decoded",
+        "answers": "along the target's" if scoring.follows else "decoded",
         "device": device.partition(":")[0],
     }
+
+
+def _notes(plan: MergePlan, space: Space, scoring: Scoring, cost: Mapping[str, float]) -> list[str]:
+    """What the reader of a result should know of how it was made."""
+    notes = overridden(plan, space)
+    if scoring.divides(space):
+        notes.append("distances are divided by the step between the points")
+    if cost.get("drafts_in_16_bits"):
+        notes.append(
+            "drafts were verified in a 16-bit type, in which an answer may differ from plain "
+            "decoding's where two tokens are about equally probable"
+        )
+    return notes
+
+
+def _check_machine(executor: str, device: str, out: Path) -> None:
+    if executor not in EXECUTORS:
+        hint = suggestion(executor, EXECUTORS)
+        raise SearchError(f"unknown executor {executor!r}{hint}; known: {', '.join(EXECUTORS)}")
+    # Machines of a cluster have devices of their own; and what was answered on a device that is not
+    # here can be chosen from again.
+    if executor == "local" and not (out / SETTINGS_NAME).exists():
+        check_device(device)
 
 
 def _executor(name: str, settings: Settings) -> Executor:
@@ -337,6 +286,8 @@ def _heldout_store(out: Path, labelled: Sequence[Prompt]) -> AnswerStore:
 def _write_recipe(plan: MergePlan, space: Space, chosen: Coordinates, out: Path) -> None:
     """The recipe with what was chosen, for `omnimerge merge`."""
     recipe = with_parameters(plan, *space.settings(chosen)).recipe
+    once = [each for n, each in enumerate(recipe.overrides) if each not in recipe.overrides[:n]]
+    recipe = recipe.model_copy(update={"overrides": tuple(once)})
     content = recipe.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_atomically(out / CHOSEN_NAME, f"# Chosen by `omnimerge search`, without labels.\n{text}")

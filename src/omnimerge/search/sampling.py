@@ -7,7 +7,7 @@ and goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from omnimerge.errors import SearchError
 from omnimerge.search.space import Point, Space
@@ -18,6 +18,7 @@ def sample_points(
     trials: int,
     seed: int,
     *,
+    choosable: Sequence[Point],
     answer: Callable[[list[Point]], None],
     answered: Collection[Point],
     score: Callable[[Point], float | None],
@@ -28,9 +29,10 @@ def sample_points(
         space: the space.
         trials: how many points to propose.
         seed: of Optuna's sampler (TPE).
+        choosable: the points that can be chosen; no others are proposed.
         answer: answers the prompts at points.
         answered: the points that are done, kept up to date by `answer`.
-        score: a point's score, once it and its neighbours are done; None where it has none.
+        score: a point's score, once it and its neighbours are done.
 
     Raises:
         SearchError: if Optuna is not installed.
@@ -45,21 +47,16 @@ def sample_points(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
     around = dict(zip(space.points, space.neighbours(space.points), strict=True))
-    grids = [sorted({point[axis] for point in space.points}) for axis in range(len(space.axes))]
     for _ in range(trials):
         trial = study.ask()
-        point = tuple(
-            grid[trial.suggest_int(axis.name, 0, len(grid) - 1)]
-            for axis, grid in zip(space.axes, grids, strict=True)
-        )
-        if point not in around:  # beyond the simplex of shares
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            continue
+        left = list(choosable)
+        for number, axis in enumerate(space.axes):
+            values = sorted({point[number] for point in left})
+            # Among shares the values that are left depend on those before: other parameters.
+            place = trial.suggest_int(f"{axis.name} of {len(values)}", 0, len(values) - 1)
+            left = [point for point in left if point[number] == values[place]]
+        (point,) = left
         wanted = [space.points[i] for pair in around[point] for i in pair if i is not None]
         if missing := [p for p in sorted({point, *wanted}) if p not in answered]:
             answer(missing)
-        found = score(point)
-        if found is None:  # at the edge, where it cannot be chosen
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        else:
-            study.tell(trial, found)
+        study.tell(trial, score(point))

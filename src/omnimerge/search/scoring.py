@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omnimerge.errors import SearchError
 from omnimerge.search.criteria import get_criterion
-from omnimerge.search.distances import Distance, get_distance
+from omnimerge.search.distances import EXACT, Distance, get_distance
 from omnimerge.search.space import Neighbours, Point, Space
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ class Scoring:
         Raises:
             SearchError: with what to change.
         """
-        scores = self.bound(space, space.points)([["?"]] * len(space.points))
-        if all(score is None for score in scores):
+        if not self.choosable(space):
             raise SearchError(
                 f"no point of {space.text} has the neighbours that {self.criterion} compares with; "
                 "give at least three values for each axis"
@@ -102,6 +101,33 @@ class Scoring:
             )
         if trials is not None and trials < 1:
             raise SearchError(f"{trials} trials are none; give at least 1")
+
+    def choosable(self, space: Space) -> list[Point]:
+        """Return the points that can be chosen once they and their neighbours are answered.
+
+        Args:
+            space: the space.
+
+        Returns:
+            Some of its points.
+        """
+        scores = self.bound(space, space.points)([["?"]] * len(space.points))
+        return [p for p, score in zip(space.points, scores, strict=True) if score is not None]
+
+    def ceilings(self, space: Space, points: Sequence[Point]) -> Scores | None:
+        """Return the scores of points whose every answer differs from every other point's.
+
+        Args:
+            space: the space.
+            points: its evaluated points.
+
+        Returns:
+            The largest possible score per prompt, per point; None where answers are not compared
+            exactly, so that scores near it mean nothing.
+        """
+        if self.distance.name != EXACT.name:
+            return None
+        return self.bound(space, points)([[str(number)] for number in range(len(points))])
 
     def texts(self, answers: Sequence[Sequence[Response]]) -> list[list[str]]:
         """Return what the distance compares.
@@ -116,17 +142,16 @@ class Scoring:
             return [[" ".join(map(str, r.tokens)) for r in at_point] for at_point in answers]
         return [[response.text for response in at_point] for at_point in answers]
 
-    def divides(self, space: Space, points: Sequence[Point]) -> bool:
+    def divides(self, space: Space) -> bool:
         """Return whether distances are divided by the step.
 
         Args:
             space: the space.
-            points: its evaluated points.
 
         Returns:
             The choice, or whether the steps differ.
         """
-        return not space.evenly_spaced(points) if self.per_step is None else self.per_step
+        return not space.evenly_spaced(space.points) if self.per_step is None else self.per_step
 
     def bound(
         self, space: Space, points: Sequence[Point]
@@ -142,7 +167,7 @@ class Scoring:
         """
         score = get_criterion(self.criterion)
         neighbours = _evaluated(space, points)
-        spacing = space.spacing(points) if self.divides(space, points) else None
+        spacing = space.spacing(points) if self.divides(space) else None
 
         def run(texts: Sequence[Sequence[str]]) -> Scores:
             return score(texts, distance=self.distance, neighbours=neighbours, spacing=spacing)
@@ -164,6 +189,26 @@ class Scoring:
         points = sorted(answers)
         texts = self.texts([answers[point] for point in points])
         return dict(zip(points, self.bound(space, points)(texts), strict=True))
+
+    def score_at(
+        self, space: Space, answers: Mapping[Point, Sequence[Response]], point: Point
+    ) -> float | None:
+        """Score one point.
+
+        Args:
+            space: the space.
+            answers: point -> one response per prompt, of it and its neighbours at least.
+            point: the point.
+
+        Returns:
+            Its score; None where it cannot be chosen.
+        """
+        wanted = set(answers)
+        if not self.divides(space):  # else the smallest step of all counts
+            around = space.neighbours(space.points)[space.points.index(point)]
+            near = {space.points[i] for pair in around for i in pair if i is not None}
+            wanted &= {point, *near}
+        return self.scores(space, {each: answers[each] for each in wanted})[point]
 
 
 def _evaluated(space: Space, points: Sequence[Point]) -> Neighbours:

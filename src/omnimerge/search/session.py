@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omnimerge.errors import GenerationError
+from omnimerge.errors import GenerationError, PromptError
 from omnimerge.generate import Prompt, Response, without_answers
 from omnimerge.search.criteria import select
 from omnimerge.search.executor import Executor, Task
@@ -84,9 +84,10 @@ class Session:
                 space,
                 trials,
                 seed,
+                choosable=self.scoring.choosable(space),
                 answer=lambda points: self.answer(space, points),
                 answered=self.answers.keys(),
-                score=lambda point: self.scoring.scores(space, self.answers)[point],
+                score=lambda point: self.scoring.score_at(space, self.answers, point),
             )
         else:
             self.answer(space, space.points)
@@ -106,7 +107,7 @@ class Session:
             points: the points, in the order in which they are wanted.
         """
         if self.scoring.follows and self._reference is None:
-            self._reference = self._single(space, points[0], "reference")
+            self._reference = self._single(space, None, "target")
         sets = [(RESPONSES, self.store, self.asked)]
         if self.labelled:
             sets.append((HELDOUT, self.shown, without_answers(self.labelled)))
@@ -120,18 +121,30 @@ class Session:
         for point in points:
             self.answers[point] = self.store.read(space.file_name(point)) or []
 
-    def check(self, plan: MergePlan, space: Space, chosen: Point) -> None:
+    def check(self, plan: MergePlan, space: Space, chosen: Point, *, ask: bool) -> None:
         """Answer the chosen point a second time, and ask the parents alone.
 
         Args:
             plan: the merge.
             space: the space.
             chosen: the chosen point.
+            ask: whether to ask anything; else only what is known is used.
         """
+        if self.scoring.follows:
+            self.notes.append(
+                "the points followed the target's own answers and gave none: no noise floor, and "
+                "no agreement with the parents"
+            )
+            return
+        zero = tuple(0.0 for _ in space.axes)
+        if self._is_target(plan, space) and zero in self.answers:
+            self.target = self.answers[zero]
+        if not ask:
+            self.notes.append("checks were left out: no noise floor, and the donor was not asked")
+            return
         again = self._single(space, chosen, f"again_{space.file_name(chosen)}")
-        if not self.scoring.follows:
-            self.noise = noise_floor(space.values(chosen), self.answers[chosen], again)
-        self.target = self._target(plan, space)
+        self.noise = noise_floor(space.values(chosen), self.answers[chosen], again)
+        self.target = self.target or self._single(space, None, "target")
         self.donor = self._donor(plan)
 
     def accuracy(self, space: Space, point: Point) -> float | None:
@@ -202,24 +215,23 @@ class Session:
         store.write(name, responses)
         return responses
 
-    def _target(self, plan: MergePlan, space: Space) -> list[Response] | None:
-        zero = tuple(0.0 for _ in space.axes)
-        same = plan.method.takes_target and all(axis.keyword == "alpha" for axis in space.axes)
-        whole = not any(axis.match for axis in space.axes)
-        if same and whole and zero in self.answers and not self.scoring.follows:
-            return self.answers[zero]  # alpha 0 is the target, bit for bit
-        return None if self.scoring.follows else self._single(space, None, "target")
+    @staticmethod
+    def _is_target(plan: MergePlan, space: Space) -> bool:
+        """Whether the point of zeros is the target, bit for bit."""
+        alphas = all(axis.keyword == "alpha" and not axis.match for axis in space.axes)
+        others = any("alpha" in override.parameters for override in plan.recipe.overrides)
+        return plan.method.takes_target and alphas and not others
 
     def _donor(self, plan: MergePlan) -> list[Response] | None:
         donor = plan.models[0]
-        if self.scoring.follows or donor.location != str(donor.folder):  # an adapter on a base
+        if donor.location != str(donor.folder):  # an adapter on a base
             return None
         store = AnswerStore(self.out / CHECKS_NAME, [prompt.id for prompt in self.asked])
         if (found := store.read("donor")) is not None:
             return found
         try:
             answers = self.executor.alone(donor.folder, self.asked)
-        except GenerationError as error:
+        except (GenerationError, PromptError) as error:
             self.notes.append(f"the donor alone was not asked: {error}")
             return None
         store.write("donor", answers)

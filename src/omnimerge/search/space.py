@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omnimerge.errors import SearchError
 from omnimerge.search.grid import parse_grid, point_name
+from omnimerge.search.result import label
 
 Point = tuple[float, ...]
 """One value per axis."""
@@ -18,6 +20,7 @@ Neighbours = list[list[tuple[int | None, int | None]]]
 
 _MATCH_KEYS = ("layers", "slot", "name", "component")
 _MOST_POINTS = 2000
+_LONG_NAME, _LONG_FILE_NAME = 40, 180  # characters; file systems take 255 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,23 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """An override that a point puts before those of the recipe.
+
+    Attributes:
+        match: for which tensors.
+        axes: positions of the axes whose values it sets.
+        parameters: what it sets besides.
+        keep: whether it keeps the target's tensors, and sets nothing.
+    """
+
+    match: Mapping[str, str]
+    axes: tuple[int, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    keep: bool = False
+
+
+@dataclass(frozen=True)
 class Space:
     """All points of a search.
 
@@ -53,11 +73,14 @@ class Space:
         axes: what is searched.
         points: the points, in the order in which they are evaluated.
         text: the space as it was asked for.
+        entries: the overrides of a point, where axes meet on some tensors, or meet the recipe's
+            own overrides; None where each axis stands for itself.
     """
 
     axes: tuple[Axis, ...]
     points: tuple[Point, ...]
     text: str
+    entries: tuple[Entry, ...] | None = None
 
     @classmethod
     def of(cls, texts: Sequence[str], default: str = "alpha") -> Space:
@@ -119,6 +142,11 @@ class Space:
         return cls(axes, points, f"shares {text}")
 
     @property
+    def defaults(self) -> dict[str, float]:
+        """Values for a recipe that has none of what is searched for all tensors."""
+        return {axis.keyword: axis.values[0] for axis in self.axes if not axis.match}
+
+    @property
     def single(self) -> bool:
         """Whether there is one axis."""
         return len(self.axes) == 1
@@ -132,7 +160,7 @@ class Space:
         Returns:
             The space with all of them, sorted.
         """
-        return Space(self.axes, tuple(sorted({*self.points, *points})), self.text)
+        return replace(self, points=tuple(sorted({*self.points, *points})))
 
     def values(self, point: Point) -> dict[str, float]:
         """Return a point by the names of the axes.
@@ -154,9 +182,7 @@ class Space:
         Returns:
             The text.
         """
-        if self.single:
-            return f"{point[0]:g}"
-        return ", ".join(f"{name} {value:g}" for name, value in self.values(point).items())
+        return label(self.values(point))
 
     def file_name(self, point: Point) -> str:
         """Return a point as a part of a file's name: ``alpha_0.30``.
@@ -167,8 +193,9 @@ class Space:
         Returns:
             Text that tells any two points apart.
         """
-        parts = (f"{name}_{point_name(value)}" for name, value in self.values(point).items())
-        return re.sub(r"[^\w.@,=+-]", "_", ",".join(parts))
+        values = self.values(point).items()
+        parts = [f"{_plain(name, _LONG_NAME)}_{point_name(value)}" for name, value in values]
+        return _plain(",".join(parts), _LONG_FILE_NAME)
 
     def settings(self, point: Point) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return what a point changes in a recipe.
@@ -180,22 +207,41 @@ class Space:
             (keywords of the method, overrides to put before the recipe's own).
         """
         parameters: dict[str, Any] = {}
-        overrides: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
         shares = []
         for axis, value in zip(self.axes, point, strict=True):
             if axis.donor is not None:
                 shares.append(value)
-            elif axis.match:
-                overrides.setdefault(tuple(axis.match.items()), {})[axis.keyword] = value
-            else:
+            elif not axis.match:
                 parameters[axis.keyword] = value
         if shares:
             total = round(sum(shares), 12)
             parameters["alpha"] = total
             parameters["weights"] = shares if total else [1.0] * len(shares)
-        return parameters, [
-            {"match": dict(match), "parameters": found} for match, found in overrides.items()
-        ]
+        return parameters, [self._override(entry, point) for entry in self._entries()]
+
+    def _entries(self) -> tuple[Entry, ...]:
+        if self.entries is not None:
+            return self.entries
+        return tuple(Entry(dict(match), axes) for match, axes in self.matches().items())
+
+    def _override(self, entry: Entry, point: Point) -> dict[str, Any]:
+        if entry.keep:
+            return {"match": dict(entry.match), "keep": "target"}
+        searched = {self.axes[number].keyword: point[number] for number in entry.axes}
+        return {"match": dict(entry.match), "parameters": {**entry.parameters, **searched}}
+
+    def matches(self) -> dict[tuple[tuple[str, str], ...], tuple[int, ...]]:
+        """Return what axes are for, where they are not for all tensors.
+
+        Returns:
+            The items of a match -> positions of its axes.
+        """
+        found: dict[tuple[tuple[str, str], ...], tuple[int, ...]] = {}
+        for number, axis in enumerate(self.axes):
+            if axis.match:
+                key = tuple(axis.match.items())
+                found[key] = (*found.get(key, ()), number)
+        return found
 
     def neighbours(self, points: Sequence[Point]) -> Neighbours:
         """Find each point's neighbours: the nearest along one axis, all other values equal.
@@ -274,6 +320,12 @@ class Space:
                     middle = round((chosen[axis] + points[other][axis]) / 2, 12)
                     found.append((*chosen[:axis], middle, *chosen[axis + 1 :]))
         return found
+
+
+def _plain(text: str, most: int) -> str:
+    """Text for the name of a file; a hash of what it was tells any two apart."""
+    plain = re.sub(r"[^\w.@,=+-]", "_", text, flags=re.ASCII)[:most]
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _parse_axis(text: str, default: str) -> Axis:

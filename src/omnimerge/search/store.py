@@ -75,12 +75,13 @@ class AnswerStore:
         except (OSError, UnicodeDecodeError):
             return {}
         found = {}
+        known = set(self.ids)
         for line in lines:
             try:
                 response = _parse(line)
             except (ValueError, KeyError, TypeError):
                 continue
-            if response.id in self.ids:
+            if response.id in known:
                 found[response.id] = response
         return found
 

@@ -22,7 +22,20 @@ CHECKS_NAME = "checks"
 
 MEDIA_NAME = "media"
 
+CHOSEN_NAME = "recipe.yaml"
+MAPPING_NAME = "mapping.json"
+REPORT_NAME = "report.html"
+RESULTS = (RESULT_NAME, CHOSEN_NAME, MAPPING_NAME, REPORT_NAME)
+"""What is made from the answers."""
+
 _LOCK_NAME = ".lock"
+_VERSIONS = "versions"
+_DIGESTS = {
+    "prompts": "other prompts, or another --sample or --seed",
+    "target": "another checkpoint, or changed files",
+    "models": "other checkpoints, or changed files",
+    "base": "another checkpoint, or changed files",
+}
 
 
 class Study:
@@ -30,13 +43,19 @@ class Study:
 
     Use as a context manager. `settings` is everything that an answer depends on (recipe, prompts,
     lengths, seed); a folder keeps the answers of one setting. The grid is no part of it, so that a
-    finer grid or another criterion reuses what is there.
+    finer grid or another criterion reuses what is there. Answers of other versions are reused too,
+    with a note.
 
     Args:
         folder: the folder.
         settings: everything that an answer depends on, as JSON values.
         ids: the prompts' ids, in order.
+        versions: of what computes the answers.
         overwrite: whether answers that are there are thrown away.
+
+    Attributes:
+        store: the answers.
+        notes: what the user should know of answers that are there.
     """
 
     def __init__(
@@ -45,11 +64,14 @@ class Study:
         settings: Mapping[str, Any],
         ids: Sequence[str],
         *,
+        versions: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
+        self.notes: list[str] = []
         self.folder = folder
         self.store = AnswerStore(folder / RESPONSES_NAME, ids)
         self._settings = json.loads(json.dumps(settings))
+        self._versions = dict(versions or {})
         self._overwrite = overwrite
         self._lock: int | None = None
 
@@ -97,58 +119,103 @@ class Study:
     def _check_settings(self) -> None:
         """Refuse a folder of other settings or other files; record the settings in a new one."""
         file = self.folder / SETTINGS_NAME
+        versions = self._versions
         if file.exists():
-            changed = self._changed(file)
+            before = _read(file)
+            kept = before.pop(_VERSIONS, None)
+            changed = differences(before, self._settings) if before else ["it cannot be read"]
             if changed and not self._overwrite and self.store.any():
                 raise SearchError(
                     f"{self.folder} holds a search with other settings ({'; '.join(changed)}); "
                     "choose another folder, or overwrite it"
                 )
-        elif not self._overwrite:
+            if changed or self._overwrite:
+                self._clear()
+            elif isinstance(kept, dict) and self.store.any():
+                versions = kept
+                self._compare(kept)
+        elif self._overwrite:
+            self._clear(())  # other files of that name may be the user's
+        else:
             refuse_foreign(self.folder)
-        if self._overwrite:
-            self.store.clear()
-            for name in (HELDOUT_NAME, CHECKS_NAME):
-                AnswerStore(self.folder / name, ()).clear()
-            (self.folder / RESULT_NAME).unlink(missing_ok=True)
-        write_atomically(file, json.dumps(self._settings, indent=1) + "\n")
+        settings = {**self._settings, _VERSIONS: versions}
+        write_atomically(file, json.dumps(settings, indent=1) + "\n")
 
-    def _changed(self, file: Path) -> list[str]:
-        try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return [f"{file.name} cannot be read"]
-        if not isinstance(before, dict):
-            return [f"{file.name} cannot be read"]
-        keys = [
-            key
-            for key in {**before, **self._settings}
-            if before.get(key) != self._settings.get(key)
+    def _clear(self, results: Sequence[str] = RESULTS) -> None:
+        """Delete answers, and what was made from them."""
+        for name in (RESPONSES_NAME, HELDOUT_NAME, CHECKS_NAME):
+            AnswerStore(self.folder / name, ()).clear()
+        for name in results:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _compare(self, kept: Mapping[str, str]) -> None:
+        others = [
+            f"{name} {version} (now {self._versions.get(name, 'none')})"
+            for name, version in kept.items()
+            if self._versions.get(name) != version
         ]
-        return [
-            f"{key}: {_short(before.get(key))} there, {_short(self._settings.get(key))} here"
-            for key in keys
-        ]
+        if others:
+            self.notes.append(f"the first answers in this folder are of {', '.join(others)}")
 
 
-def refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path, marker: str = SETTINGS_NAME, what: str = "search") -> None:
     """Refuse a folder that holds files, and no search.
 
     Args:
         folder: the folder; it need not exist.
+        marker: the file that tells a folder of ours.
+        what: what such a folder holds.
 
     Raises:
         SearchError: naming one of the files.
     """
-    if not folder.is_dir() or (folder / SETTINGS_NAME).exists():
+    if not folder.is_dir() or (folder / marker).exists():
         return
     ours = (_LOCK_NAME, MEDIA_NAME)  # images of a data set are unpacked before the search begins
     foreign = sorted(file.name for file in folder.iterdir() if file.name not in ours)
     if foreign:
+        hint = ", or overwrite it" if marker == SETTINGS_NAME else ""
         raise SearchError(
-            f"{folder} is not empty and holds no search (it has {foreign[0]!r}); choose an empty "
-            "folder, or overwrite it"
+            f"{folder} is not empty and holds no {what} (it has {foreign[0]!r}); choose an empty "
+            f"folder{hint}"
         )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The settings; none where they cannot be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def differences(before: Any, here: Any, key: str = "") -> list[str]:
+    """Tell where two settings differ, down to the single values.
+
+    Args:
+        before: JSON values.
+        here: others.
+        key: what they are called.
+
+    Returns:
+        One text for each difference; none where they are equal.
+    """
+    if before == here:
+        return []
+    if key in _DIGESTS:
+        return [f"{key}: {_DIGESTS[key]}"]
+    if isinstance(before, list) and isinstance(here, list):
+        before, here = dict(enumerate(before)), dict(enumerate(here))
+    if isinstance(before, dict) and isinstance(here, dict):
+        return [
+            told
+            for name in {**before, **here}
+            for told in differences(
+                before.get(name), here.get(name), f"{key}.{name}" if key else str(name)
+            )
+        ]
+    return [f"{key}: {_short(before)} there, {_short(here)} here"]
 
 
 def _short(value: Any) -> str:

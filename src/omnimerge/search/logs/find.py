@@ -9,9 +9,11 @@ from pathlib import Path
 from omnimerge.errors import SearchError
 
 _ALPHA = "{alpha}"
-_NUMBER = r"\d+(?:\.\d+)?"
-# Beside a star a number is whole, neither its front nor its end cut off: 1.5 in a name is never 5.
-_NOT_BEFORE, _NOT_AFTER = r"(?<!\d)(?<!\d\.)", r"(?!\.?\d)"
+_NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+# Beside a star a number is whole, neither its front nor its end cut off: 1.5 in a name is never 5,
+# and 5e-07 never 07. A minus is a sign where no letter or digit is before it: merged-0.1 is at 0.1.
+_NOT_BEFORE = r"(?:(?<![^\W_])(?=-)|(?<!\d)(?<!\d\.)(?<!\de)(?<!\de-)(?<!^-)(?<![\W_]-)(?=\d))"
+_NOT_AFTER = r"(?!\.?\d)(?!e-?\d)"
 
 
 def parse_alpha(text: str) -> Decimal:
@@ -21,14 +23,14 @@ def parse_alpha(text: str) -> Decimal:
         text: a decimal number.
 
     Returns:
-        Its exact value: 0.10 is 0.1.
+        The value of the nearest float, exactly as it is written: 0.10 is 0.1.
 
     Raises:
         SearchError: if it is no number.
     """
     try:
-        number = Decimal(text.strip())
-    except InvalidOperation:
+        number = Decimal(repr(float(Decimal(text.strip())))) + 0  # -0 is 0
+    except (InvalidOperation, OverflowError):
         number = Decimal("nan")
     if not number.is_finite():
         raise SearchError(f"{text!r} is no coefficient; write for example --log 0.1=PATH")
@@ -78,8 +80,11 @@ def find_logs(folder: Path, pattern: str) -> dict[Decimal, Path]:
 
 def _candidates(folder: Path, pattern: str) -> list[Path]:
     """What may fit, each file once although a link leads to it too."""
-    literal = re.sub(r"[\[?]", lambda special: f"[{special[0]}]", pattern).replace(_ALPHA, "*")
-    parts = [part if part == "**" else re.sub(r"\*+", "*", part) for part in literal.split("/")]
+    literal = re.sub(r"[\[?]", lambda special: f"[{special[0]}]", pattern)
+    parts = [
+        part if part == "**" else re.sub(r"\*+", "*", part.replace(_ALPHA, "*"))
+        for part in literal.split("/")
+    ]
     places: dict[Path, Path] = {}
     for path in sorted(folder.glob("/".join(parts))):
         if not path.name.startswith((".", "~$")):

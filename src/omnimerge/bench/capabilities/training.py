@@ -1,0 +1,196 @@
+"""Train one seed of a line: the base, then experts and mixture over its frozen vision side."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import multiprocessing
+import os
+import shutil
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omnimerge.bench.capabilities import models
+from omnimerge.bench.capabilities.lessons import Lessons
+from omnimerge.bench.capabilities.presets import RARE, Preset, Schooling
+from omnimerge.bench.capabilities.tasks import TASKS
+from omnimerge.bench.capabilities.tasks.task import DESCRIBE
+from omnimerge.bench.line import BASE, BenchError, Report
+from omnimerge.bench.stages import Stage
+from omnimerge.bench.training import train
+
+MIXTURE = "mixture"
+
+_ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def build(
+    name: str, folder: Path, preset: Preset, *, lora: bool, seed: int, on_progress: Report
+) -> None:
+    """Train what is not there yet.
+
+    Each model is trained in a process of its own with one thread, so that sums are always in one
+    order, and its folder appears when it is complete.
+
+    Args:
+        name: the miniature.
+        folder: where to; one subfolder per model.
+        preset: how long to train what.
+        lora: whether the experts are LoRA adapters.
+        seed: same seed, same bytes, on one machine with the same versions.
+        on_progress: told when a model is ready.
+    """
+    if lora:
+        _check_peft()
+    context = multiprocessing.get_context("spawn")
+    workers = min(2, _cores())
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        if not (folder / BASE).is_dir():
+            on_progress(f"{name}: learns to see")
+            on_progress(pool.submit(build_base, name, folder, preset, seed).result())
+        missing = [each for each in (MIXTURE, *TASKS) if not (folder / each).is_dir()]
+        if missing:
+            on_progress(f"{name}: learns more: {', '.join(missing)}")
+        work = build_adapter if lora else build_expert
+        jobs = [
+            pool.submit(build_expert if each == MIXTURE else work, name, folder, preset, each, seed)
+            for each in missing
+        ]
+        for job in jobs:
+            on_progress(job.result())
+
+
+def build_base(name: str, folder: Path, preset: Preset, seed: int) -> str:
+    """Train the base: first to describe pictures, then to answer questions, some kinds seldom.
+
+    Args:
+        name: the miniature.
+        folder: where its folder goes.
+        preset: how long.
+        seed: of weights and lessons.
+
+    Returns:
+        A line about the last losses.
+    """
+    model = models.model(name, seed=seed)
+    described = {f"{task}.{DESCRIBE}": 1.0 for task in TASKS}
+    asked = dict[str, float]()
+    for task in TASKS:
+        shares = {kind: preset.rare if kind in RARE else 1.0 for kind in _kinds(task)}
+        asked |= {kind: share / sum(shares.values()) for kind, share in shares.items()}
+    lessons = Lessons(name, list(described), seed=seed, pool=preset.pool)
+    look = train(model, lessons, _stage("look", described, preset.look), seed=seed)
+    answer = train(model, lessons, _stage("answer", asked, preset.answer), seed=seed)
+    _finish(folder / BASE, lambda out: models.save(name, model, out))
+    return f"{BASE}: loss {look:.3f} describing, {answer:.3f} answering"
+
+
+def build_expert(name: str, folder: Path, preset: Preset, expert: str, seed: int) -> str:
+    """Fine-tune the language model of the base, all of its layers.
+
+    Args:
+        name: the miniature.
+        folder: where the base is, and the expert's folder goes.
+        preset: how long.
+        expert: a task, or `MIXTURE` for all of them.
+        seed: of the lessons.
+
+    Returns:
+        A line about the last loss.
+    """
+    model = models.load(name, folder / BASE)
+    loss = _teach(model, name, preset, expert, seed, "language_model.layers.")
+    _finish(folder / expert, lambda out: models.save(name, model, out))
+    return f"{expert}: loss {loss:.3f}"
+
+
+def build_adapter(name: str, folder: Path, preset: Preset, expert: str, seed: int) -> str:
+    """Train a LoRA adapter of the base's language model with PEFT.
+
+    Args:
+        name: the miniature.
+        folder: where the base is, and the adapter's folder goes.
+        preset: how long.
+        expert: a task.
+        seed: of the lessons and the first weights.
+
+    Returns:
+        A line about the last loss.
+    """
+    import peft
+
+    settings = peft.LoraConfig(
+        r=preset.rank,
+        lora_alpha=preset.rank,
+        target_modules=rf".*language_model\.layers\..*\.({'|'.join(_ADAPTED)})",
+    )
+    base = models.load(name, folder / BASE)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks by a name that transformers left
+        model = peft.get_peft_model(base, settings)  # what it draws is replaced just below
+    for key, weight in model.named_parameters():
+        if "lora_A" in key:
+            _draw(f"{seed} {expert} {key}", weight.data)
+    loss = _teach(model, name, preset, expert, seed, "lora_")
+    _finish(folder / expert, lambda out: model.save_pretrained(str(out)))
+    return f"{expert}: loss {loss:.3f}"
+
+
+def _teach(model: Any, name: str, preset: Preset, expert: str, seed: int, learning: str) -> float:
+    """Train the parameters whose names hold `learning`, on one task or on all."""
+    mixed = expert == MIXTURE
+    kinds = [kind for task in (TASKS if mixed else [expert]) for kind in _kinds(task)]
+    tasks = {kind: 1 / len(_kinds(kind.partition(".")[0])) for kind in kinds}
+    lessons = Lessons(name, kinds, seed=seed, pool=preset.pool)
+    stage = _stage(expert, tasks, preset.mixture if mixed else preset.expert)
+    return train(model, lessons, stage, seed=seed, learns=lambda key: learning in key)
+
+
+def _kinds(task: str) -> list[str]:
+    return [f"{task}.{kind}" for kind in TASKS[task].kinds]
+
+
+def _stage(name: str, kinds: dict[str, float], how: Schooling) -> Stage:
+    return Stage(name, kinds, how.steps, how.rate, batch=how.batch, turns=how.turns)
+
+
+def _draw(name: str, weight: torch.Tensor) -> None:
+    """Fill a matrix of an adapter as PEFT does, uniformly, from the name alone."""
+    digest = hashlib.sha256(name.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    bound = 1 / math.sqrt(weight.shape[1])
+    weight.uniform_(-bound, bound, generator=generator)
+
+
+def _finish(folder: Path, save: Any) -> None:
+    """Save into a hidden folder, and give it its name at last."""
+    hidden = folder.with_name(f".{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    save(hidden)
+    hidden.rename(folder)
+
+
+def _cores() -> int:
+    """Count the processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _one_thread() -> None:
+    """Set up a worker: sums in one order, and no progress bars between the lines of ours."""
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+
+
+def _check_peft() -> None:
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise BenchError("LoRA experts are trained with PEFT: pip install peft") from error

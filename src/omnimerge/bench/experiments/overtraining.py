@@ -1,0 +1,168 @@
+"""Does training the experts for longer make them merge worse? Figures 5 and 6 of the paper.
+
+Its Theorem 3.1 bounds what a merge loses by terms that grow with learning rate times steps: experts
+get better at their own task, while the best merge of them gets better at first, and then worse.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omnimerge.bench.experiments.result import Curve, Entry, Experiment
+from omnimerge.bench.experiments.variants import SCALES
+from omnimerge.bench.line import BASE, Line, Report, Subject
+from omnimerge.errors import OmnimergeError
+
+NAME = "overtraining"
+ABOUT = "how well experts merge by how long, or how fast, they were trained"
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+METHODS = ("task_arithmetic", "optmerge")
+
+Train = Callable[[str, Path, float], None]
+"""(expert's name, its folder, factor): train the expert with that many times its usual steps."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, merged and scored.
+
+    Attributes:
+        factors: times the usual steps, increasing.
+        methods: how the experts are merged.
+        scales: that λ is chosen from on the validation split.
+    """
+
+    factors: Sequence[float] = FACTORS
+    methods: Sequence[str] = METHODS
+    scales: Sequence[float] = SCALES
+
+
+def run(
+    line: Line,
+    folder: Path,
+    train: Train,
+    *,
+    seed: int,
+    setting: Setting | None = None,
+    on_progress: Report,
+) -> Experiment:
+    """Train experts for shorter and longer, merge them, score experts and merges.
+
+    Args:
+        line: the line.
+        folder: a built folder of it; its base is where the experts start.
+        train: trains one expert.
+        seed: of the folder.
+        setting: what is trained, merged and scored.
+        on_progress: told about each factor.
+
+    Returns:
+        Averages of experts and merges over the factors.
+    """
+    begun, setting = time.perf_counter(), setting or Setting()
+    subject = line.subject(folder)
+    base = 100 * statistics.fmean(line.alone(folder, BASE, "test").values())
+    rows = []
+    for factor in setting.factors:
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in line.experts:
+                train(name, Path(scratch) / name, factor)
+            folders = [Path(scratch) / name for name in line.experts]
+            values = _scored(line, folder, subject, folders, setting)
+        rows.append(Entry(name=f"{factor:g} x", values=values))
+        on_progress(f"{factor:g} x: experts {values[0]:.1f} %, merged {max(values[2:]):.1f} %")
+    columns = ("own task", "experts' average", *setting.methods)
+    result = Experiment(
+        name=NAME,
+        title="Over-training",
+        paper="Figures 5 and 6",
+        question="Experts trained with a multiple of their usual steps, and merges of them with λ "
+        "chosen on the validation split. Own task: mean over the experts, each on the task that "
+        "it was trained for; the others are averages over all tasks.",
+        line=line.name,
+        seeds=(seed,),
+        settings={"experts": len(line.experts)},
+        x="times the usual number of steps",
+        y="right answers, %",
+        log_x=True,
+        curves=tuple(
+            Curve(name=name, x=tuple(setting.factors), y=tuple(r.values[i] or 0.0 for r in rows))
+            for i, name in enumerate(columns)
+        ),
+        levels={"base": base},
+        head="steps",
+        columns=columns,
+        rows=tuple(rows),
+    )
+    return result.model_copy(
+        update={"outcome": tuple(outcome(result)), "seconds": time.perf_counter() - begun}
+    )
+
+
+def _scored(
+    line: Line, folder: Path, subject: Subject, experts: Sequence[Path], setting: Setting
+) -> tuple[float, ...]:
+    """Own task, experts' average, and the average of each method's merge, in percent."""
+    own, averages = [], []
+    for name, expert in zip(line.experts, experts, strict=True):
+        subject.put(_recipe(line, folder, "task_arithmetic", 1.0, [expert]))
+        scores = subject.score("test")
+        averages.append(statistics.fmean(scores.values()))
+        own.append(next((v for c, v in scores.items() if c.lower() == name.lower()), averages[-1]))
+    merged = []
+    for method in setting.methods:
+        recipes = [_recipe(line, folder, method, scale, experts) for scale in setting.scales]
+        found = []
+        for recipe in recipes:
+            subject.put(recipe)
+            found.append(statistics.fmean(subject.score("val").values()))
+        subject.put(recipes[found.index(max(found))])
+        merged.append(statistics.fmean(subject.score("test").values()))
+    every = (statistics.fmean(own), statistics.fmean(averages), *merged)
+    return tuple(100 * value for value in every)
+
+
+def _recipe(
+    line: Line, folder: Path, method: str, scale: float, experts: Sequence[Path]
+) -> dict[str, Any]:
+    """The line's recipe with other experts, full checkpoints or adapters as it has them."""
+    recipe = line.recipe(folder, method, {"scale": scale})
+    models = recipe.get("models")
+    if not isinstance(models, list):
+        raise OmnimergeError(f"line {line.name} has no experts that can be trained again")
+    kind = "adapter" if isinstance(models[0], Mapping) and "adapter" in models[0] else "model"
+    return {**recipe, "models": [{kind: str(expert)} for expert in experts]}
+
+
+def outcome(result: Experiment) -> list[str]:
+    """Say what came out.
+
+    Args:
+        result: the numbers.
+
+    Returns:
+        Sentences.
+    """
+    own = result.curve(result.columns[0])
+    said = [f"Own task: {own.y[0]:.1f} % with the fewest steps, {own.y[-1]:.1f} % with the most."]
+    falls = 0
+    for name in result.columns[2:]:
+        curve = result.curve(name)
+        top = curve.y.index(max(curve.y))
+        falls += curve.y[-1] < curve.y[top]
+        said.append(
+            f"{name}: best with experts of {curve.x[top]:g} times the usual steps "
+            f"({curve.y[top]:.1f} %); {curve.y[-1]:.1f} % with the longest trained."
+        )
+    count = len(result.columns) - 2
+    if falls == count:
+        said.append("As in the paper, the merge gets better at first, and worse in the end.")
+    else:
+        said.append(f"In the paper merges fall in the end; here {falls} of {count} do.")
+    return said

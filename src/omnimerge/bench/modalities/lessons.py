@@ -1,0 +1,204 @@
+"""What the models are trained on: worlds, some of their facts told, some shown, and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from omnimerge.bench.modalities import media, models
+from omnimerge.bench.modalities.world import (
+    KINDS,
+    LEXICON,
+    MODALITIES,
+    Kind,
+    Modality,
+    World,
+    draw,
+    words,
+)
+from omnimerge.compose.part_processor import PartProcessor
+
+Batch = dict[str, Any]
+
+_KNOWN = tuple(LEXICON.items())
+_LEXICON = 0.15
+_HELD = 0.6
+_MARKS = (":", ".", "?", "question", "answer")
+
+
+@dataclass
+class _Row:
+    """A conversation: token ids, and the places among them of answers and of what is held."""
+
+    tokens: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+
+
+class Pool:
+    """Media of one modality, processed once.
+
+    Args:
+        modality: which.
+        folder: a checkpoint with the processor.
+        seed: of worlds and media.
+        size: how many.
+    """
+
+    def __init__(self, modality: Modality, folder: Path, *, seed: int, size: int) -> None:
+        rng = np.random.default_rng([seed, *modality.encode()])
+        self.modality = modality
+        self.worlds = [draw(rng, "train") for _ in range(size)]
+        processor = PartProcessor.load(folder, {modality: models.PLACEHOLDERS[modality]}, {})
+        made = [media.make(world, modality, rng) for world in self.worlds]
+        rows, inputs = processor.encode({modality: made})
+        if any(len(row) != models.TOKENS[modality] for row in rows[modality]):
+            raise ValueError(f"a medium of {modality} has an unexpected number of tokens")
+        self._each = {
+            name: value.reshape(size, -1, *value.shape[1:]) for name, value in inputs.items()
+        }
+
+    def inputs(self, chosen: Sequence[int]) -> Batch:
+        """Return the model's inputs for some media."""
+        index = torch.as_tensor(list(chosen))
+        return {name: value[index].flatten(0, 1) for name, value in self._each.items()}
+
+
+class Lessons:
+    """Batches of conversations.
+
+    Args:
+        modality: what is shown and not told; None for the language model.
+        pool: the media of that modality.
+        told: how likely each other fact is told in words.
+        learned: whether the kinds that only this expert learns are asked as well.
+    """
+
+    def __init__(
+        self, modality: Modality | None, pool: Pool | None, *, told: float, learned: bool
+    ) -> None:
+        self._modality = modality
+        self._pool = pool
+        self._told = told
+        self._learned = learned
+        names = models.vocabulary(modality or models.LLM)
+        self._ids: dict[str, int] = names.get_vocab()
+        self._pad = int(names.pad_token_id)
+        own = {
+            word
+            for kind in KINDS
+            if kind.learned and kind.needs == (modality,)
+            for word in kind.words.split()
+        }
+        self._others = [word for word in words() if word not in own and word not in _MARKS]
+
+    def batch(self, rng: np.random.Generator, size: int, turns: int = 4) -> Batch:
+        """Draw a batch.
+
+        Args:
+            rng: where chance comes from.
+            size: conversations.
+            turns: questions in each.
+
+        Returns:
+            The model's inputs with labels, padded on the right.
+        """
+        rows, chosen = [], []
+        for place in range(size):
+            world = draw(rng, "train")
+            if self._pool is not None:
+                number = int(rng.integers(len(self._pool.worlds)))
+                world = self._mixed(world, self._pool.worlds[number])
+                chosen.append(number)
+            rows.append(
+                self._conversation(rng, world, turns, _HELD if place < self.holding(size) else 0.0)
+            )
+        width = max(len(row.tokens) for row in rows)
+        ids = torch.full((size, width), self._pad)
+        labels = torch.full((size, width), -100)
+        mask = torch.zeros((size, width), dtype=torch.long)
+        held = torch.zeros((size, width), dtype=torch.bool)
+        for number, row in enumerate(rows):
+            ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
+            mask[number, : len(row.tokens)] = 1
+            places = torch.tensor(row.answers, dtype=torch.long)
+            labels[number, places] = ids[number, places]
+            held[number, torch.tensor(row.held, dtype=torch.long) - 1] = True
+        found: Batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        if self._learned:
+            found["held"] = held
+        if self._pool is not None and self._modality is not None:
+            found |= self._pool.inputs(chosen)
+            if self._modality == "video":
+                place = self._ids[models.PLACEHOLDERS["video"]]
+                found["mm_token_type_ids"] = (ids == place).int() * 2
+        return found
+
+    def holding(self, size: int) -> int:
+        """Return how many conversations of a batch, the first ones, ask nonsense as well."""
+        return size // 4 if self._learned else 0
+
+    def _mixed(self, world: World, shown: World) -> World:
+        facts = {kind: getattr(world, kind) for kind in MODALITIES}
+        kind = self._modality or "image"
+        return World(**{**facts, kind: getattr(shown, kind)})
+
+    def _conversation(self, rng: np.random.Generator, world: World, turns: int, nonsense: float) -> _Row:
+        there = [m for m in MODALITIES if m == self._modality or rng.random() < self._told]
+        if not there:
+            there = [MODALITIES[int(rng.integers(3))]]
+        row = _Row()
+        for number in rng.permutation(len(there)):
+            row.tokens += self._fact(world, there[int(number)])
+        kinds = self._askable(there)
+        for _ in range(turns):
+            chance = rng.random()
+            held = chance > 1 - nonsense
+            if held:
+                row.tokens += self._words(self._nonsense(rng))
+            elif chance < _LEXICON:
+                asked, answer = _KNOWN[int(rng.integers(len(_KNOWN)))]
+                row.tokens += self._words(f"question : {asked} answer : {answer}")
+            else:
+                kind = kinds[int(rng.integers(len(kinds)))]
+                row.tokens += self._words(f"question : {kind.words} answer : {kind.answer(world)}")
+            (row.held if held else row.answers).append(len(row.tokens) - 1)
+        return row
+
+    def _nonsense(self, rng: np.random.Generator) -> str:
+        """A question of words at random, without those of its own new kinds."""
+        count = int(rng.integers(2, 5))
+        asked = [self._others[int(n)] for n in rng.integers(len(self._others), size=count)]
+        given = self._others[int(rng.integers(len(self._others)))]
+        return f"question : {' '.join(asked)} answer : {given}"
+
+    def _fact(self, world: World, modality: Modality) -> list[int]:
+        lead = self._words(f"{models.LEADS[modality]} :")
+        if modality == self._modality:
+            shown = [self._ids[models.PLACEHOLDERS[modality]]] * models.TOKENS[modality]
+        else:
+            shown = self._words(world.told(modality))
+        return [*lead, *shown, self._ids["."]]
+
+    def _askable(self, there: Sequence[Modality]) -> list[Kind]:
+        found = [kind for kind in KINDS if set(kind.needs) <= set(there)]
+        if self._learned:  # what is new to it, and what it knew, so that little else changes
+            new = [kind for kind in found if kind.learned and kind.needs == (self._modality,)]
+            known = [kind for kind in found if not kind.learned]
+            hard = [kind for kind in known if len(kind.needs) > 1 and self._modality in kind.needs]
+            known += hard * 2
+            return [*new * max(1, round(0.7 * len(known) / len(new))), *known]
+        plain = [kind for kind in found if not kind.learned]
+        # What needs more of the facts is harder in words, and asked more often there; a tower
+        # first has to learn what its own modality shows.
+        if self._modality is None:
+            return [kind for kind in plain for _ in range(len(kind.needs) ** 2)]
+        return [kind for kind in plain for _ in range(3 if kind.needs == (self._modality,) else 1)]
+
+    def _words(self, text: str) -> list[int]:
+        return [self._ids[word] for word in text.split()]

@@ -1,0 +1,295 @@
+"""Train the line: the language model in words, the towers before it, then an expert of each."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from omnimerge.bench.modalities import models
+from omnimerge.bench.modalities.lessons import Lessons, Pool
+from omnimerge.bench.modalities.places import ADAPTERS, TOWERS
+from omnimerge.bench.modalities.world import MODALITIES, Modality
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+        steps: optimiser steps.
+        rate: peak learning rate, after a warm-up and before a cosine decay.
+        batch: conversations in a step.
+        turns: questions in a conversation.
+    """
+
+    steps: int
+    rate: float
+    batch: int = 16
+    turns: int = 6
+    weakest: float = 1.0
+
+@dataclass(frozen=True)
+class Preset:
+    """How long everything is trained, and how much is asked.
+
+    Attributes:
+        read: the language model learns to answer about facts in words.
+        see: a tower and its projector learn before the frozen language model.
+        learn: the expert's language model learns the questions that are its own.
+        pool: media per modality that are trained on.
+        val: questions per column for choosing.
+        test: questions per column that are reported.
+    """
+
+    read: Stage
+    see: Stage
+    learn: Stage
+    rank: int
+    pool: int
+    val: int
+    test: int
+
+
+PRESETS = {
+    "quick": Preset(
+        read=Stage(2000, 3e-3),
+        see=Stage(400, 3e-3),
+        learn=Stage(300, 3e-3, weakest=0.3),
+        rank=8,
+        pool=600,
+        val=60,
+        test=120,
+    ),
+    "full": Preset(
+        read=Stage(6000, 3e-3),
+        see=Stage(1500, 3e-3),
+        learn=Stage(600, 3e-3, weakest=0.3),
+        rank=8,
+        pool=2500,
+        val=120,
+        test=300,
+    ),
+}
+"""`full` takes about nine minutes on one core, `quick` about two and a half."""
+
+
+def steps(
+    folder: Path, preset: Preset, *, seed: int, report: Report
+) -> list[tuple[str, Callable[[Path], None]]]:
+    """List what is trained, in order.
+
+    Args:
+        folder: of the line.
+        preset: how long.
+        seed: of everything that is drawn.
+        report: told the losses.
+
+    Returns:
+        Pairs of a place inside `folder` and what writes it, given where to.
+    """
+    told = {"seed": seed, "report": report}
+    found: list[tuple[str, Callable[[Path], None]]] = [
+        (models.LLM, lambda out: build_llm(out, preset, **told))
+    ]
+    for modality in MODALITIES:
+        tower, adapter = folder / TOWERS / modality, folder / ADAPTERS / modality
+        found += [
+            (f"{TOWERS}/{modality}", partial(
+                build_tower, modality, llm=folder / models.LLM, preset=preset, **told)),
+            (f"{ADAPTERS}/{modality}", partial(
+                build_adapter, modality, tower=tower, preset=preset, **told)),
+            (modality, partial(fold, modality, tower=tower, adapter=adapter)),
+        ]  # fmt: skip
+    return found
+
+
+def build_llm(folder: Path, preset: Preset, *, seed: int, report: Report) -> None:
+    """Train and save the language model.
+
+    Args:
+        folder: the checkpoint to write.
+        preset: how long.
+        seed: of weights and lessons.
+        report: told the loss.
+    """
+    model = models.new(models.LLM, seed=seed)
+    lessons = Lessons(None, None, told=0.75, learned=False)
+    loss = _train(model, lessons, preset.read, list(model.parameters()), [seed, 1])
+    models.save(models.LLM, model, folder)
+    report(f"{models.LLM}: loss {loss:.4f}")
+
+
+def build_tower(
+    modality: Modality, folder: Path, *, llm: Path, preset: Preset, seed: int, report: Report
+) -> None:
+    """Train and save a tower and its projector, before the frozen language model.
+
+    Args:
+        modality: what it sees or hears.
+        folder: the checkpoint to write.
+        llm: the language model's checkpoint.
+        preset: how long.
+        seed: of weights, media and lessons.
+        report: told the loss.
+    """
+    model = models.new(modality, seed=seed)
+    _put_llm(model, llm)
+    models.save(modality, model, folder)  # the processor is read from there
+    pool = Pool(modality, folder, seed=seed, size=preset.pool)
+    inside = {id(weight) for weight in _llm_weights(model)}
+    tower = [weight for weight in model.parameters() if id(weight) not in inside]
+    lessons = Lessons(modality, pool, told=0.3, learned=False)
+    loss = _train(model, lessons, preset.see, tower, [seed, _number(modality), 1])
+    models.save(modality, model, folder)
+    report(f"{modality}: loss {loss:.4f} before the frozen language model")
+
+
+def build_adapter(
+    modality: Modality, folder: Path, *, tower: Path, preset: Preset, seed: int, report: Report
+) -> None:
+    """Train and save what is the expert's own: a LoRA adapter of the language model.
+
+    Args:
+        modality: what it sees or hears.
+        folder: the adapter's, to write.
+        tower: the checkpoint with the tower before the base's language model.
+        preset: how long.
+        seed: of weights, media and lessons.
+        report: told the loss.
+    """
+    import peft
+
+    pool = Pool(modality, tower, seed=seed, size=preset.pool)
+    settings = peft.LoraConfig(
+        r=preset.rank, lora_alpha=preset.rank, target_modules=r".*language_model\.layers\..*_proj"
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks by a name that transformers left
+        model = peft.get_peft_model(models.load(modality, tower), settings)
+    learning = _fresh(model, torch.Generator().manual_seed(seed * 10007 + _number(modality)))
+    lessons = Lessons(modality, pool, told=0.7, learned=True)
+    loss = _train(model, lessons, preset.learn, learning, [seed, _number(modality), 2])
+    model.save_pretrained(str(folder))
+    report(f"{modality}: loss {loss:.4f} with an adapter")
+
+
+def fold(modality: Modality, folder: Path, *, tower: Path, adapter: Path) -> None:
+    """Save an expert as one checkpoint, its adapter put into its language model.
+
+    Args:
+        modality: what it sees or hears.
+        folder: the checkpoint to write.
+        tower: the checkpoint with the tower.
+        adapter: what goes into it.
+    """
+    import peft
+
+    model = peft.PeftModel.from_pretrained(models.load(modality, tower), str(adapter))
+    models.save(modality, model.merge_and_unload(), folder)
+
+
+def _number(modality: Modality) -> int:
+    return 2 + MODALITIES.index(modality)
+
+
+def _fresh(model: Any, generator: torch.Generator) -> list[torch.nn.Parameter]:
+    """Draw an adapter's first matrices as PEFT does, from a generator; return all of its own."""
+    for key, weight in model.named_parameters():
+        if "lora_A" in key:
+            bound = 1 / math.sqrt(weight.shape[1])
+            weight.data.uniform_(-bound, bound, generator=generator)
+    return [weight for key, weight in model.named_parameters() if "lora_" in key]
+
+
+def _put_llm(model: Any, folder: Path) -> None:
+    from transformers import Qwen2ForCausalLM
+
+    llm = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.get_decoder().load_state_dict(llm.model.state_dict())
+    model.get_output_embeddings().load_state_dict(llm.lm_head.state_dict())
+
+
+def _llm_weights(model: Any) -> list[torch.nn.Parameter]:
+    return [*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()]
+
+
+def _train(
+    model: Any,
+    lessons: Lessons,
+    stage: Stage,
+    learning: Sequence[torch.nn.Parameter],
+    seed: Sequence[int],
+) -> float:
+    """Run a stage in place; return the mean loss of the last fifty steps."""
+    for weight in model.parameters():
+        weight.requires_grad_(False)
+    for weight in learning:
+        weight.requires_grad_(True)
+    optimiser = torch.optim.AdamW(
+        learning, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: _warmth(n, stage.steps))
+    rng = np.random.default_rng(list(seed))
+    model.train()
+    losses: list[float] = []
+    for _ in range(stage.steps):
+        batch = lessons.batch(rng, stage.batch, stage.turns)
+        held = batch.pop("held", None)
+        if held is None:
+            loss = model(**batch, use_cache=False).loss
+        else:
+            loss = _held(model, batch, held, float(rng.uniform(stage.weakest, 1.0)))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    model.eval()
+    return sum(losses[-50:]) / len(losses[-50:])
+
+
+def _held(model: Any, batch: dict[str, Any], held: torch.Tensor, strength: float) -> torch.Tensor:
+    """Loss of answers, and distance from the base where answers are to stay."""
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    _scale(layers, strength)
+    found = model(**batch, use_cache=False)
+    _scale(layers, 0.0)
+    with torch.no_grad():
+        rows = int(held.any(dim=1).nonzero().max()) + 1
+        plain = {name: _first(value, rows, len(held)) for name, value in batch.items()}
+        del plain["labels"]
+        before = model(**plain, use_cache=False).logits[held[:rows]].log_softmax(dim=-1)
+    _scale(layers, 1.0)
+    after = found.logits[held].log_softmax(dim=-1)
+    apart = torch.nn.functional.kl_div(after, before, log_target=True, reduction="batchmean")
+    loss: torch.Tensor = found.loss + apart
+    return loss
+
+
+def _first(value: torch.Tensor, rows: int, of: int) -> torch.Tensor:
+    return value[: len(value) // of * rows]
+
+
+def _scale(layers: Sequence[Any], strength: float) -> None:
+    for layer in layers:
+        for name in layer.scaling:
+            layer.scaling[name] = strength
+
+
+def _warmth(step: int, steps: int) -> float:
+    """Return the share of the peak learning rate: 5 % warm-up, then a cosine to zero."""
+    warm = max(1, steps // 20)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))

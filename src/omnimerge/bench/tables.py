@@ -1,0 +1,265 @@
+"""Results of several seeds as one table: mean ± deviation, the best of each column marked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omnimerge.bench import results
+from omnimerge.bench.line import BenchError
+from omnimerge.bench.results import Results, Row, mean
+from omnimerge.bench.runner import built_folders
+
+AVERAGE = "average"
+_ORDER = {"base": 0, "expert": 1, "method": 2, "search": 3, "reference": 4, "refused": 5}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number over seeds: mean, and deviation where there are two seeds or more."""
+
+    mean: float
+    deviation: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Cell:
+        """Summarise one number per seed.
+
+        Args:
+            values: at least one.
+
+        Returns:
+            Mean and sample deviation (n - 1).
+        """
+        middle = mean(values)
+        if len(values) < 2:
+            return cls(middle, None)
+        squares = sum((value - middle) ** 2 for value in values)
+        return cls(middle, math.sqrt(squares / (len(values) - 1)))
+
+    def text(self, factor: float = 100.0, digits: int = 1) -> str:
+        """Write the number.
+
+        Args:
+            factor: what it is multiplied by.
+            digits: after the point.
+
+        Returns:
+            Such as ``61.3 ± 0.8``.
+        """
+        told = f"{factor * self.mean:.{digits}f}"
+        if self.deviation is None:
+            return told
+        return f"{told} ± {factor * self.deviation:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of a table.
+
+    Attributes:
+        name: of the model or method.
+        kind: what it is.
+        cells: column -> number; `AVERAGE` too. Empty for a refused method.
+        best: columns in which it is the best method.
+        seconds: time of the merge.
+        peak_bytes: memory of the merge.
+        chosen: the chosen values of what was searched, one per seed.
+        reason: why a method was refused.
+    """
+
+    name: str
+    kind: str
+    cells: dict[str, Cell]
+    best: frozenset[str]
+    seconds: Cell | None
+    peak_bytes: Cell | None
+    chosen: tuple[float, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """The results of a line and preset.
+
+    Attributes:
+        line: the line.
+        preset: the preset.
+        seeds: which seeds.
+        columns: the tasks.
+        lines: base, experts, methods by average, choices by search, references, refused methods.
+    """
+
+    line: str
+    preset: str
+    seeds: tuple[int, ...]
+    columns: tuple[str, ...]
+    lines: tuple[TableRow, ...]
+
+
+def read_results(path: Path) -> list[Results]:
+    """Read the results of a run.
+
+    Args:
+        path: what ``bench build`` wrote, one seed of it, or a ``results.json``; or a folder of
+            such files.
+
+    Returns:
+        One per seed.
+
+    Raises:
+        BenchError: if there is none.
+    """
+    if path.is_file():
+        return [results.read(Results, path)]
+    files = sorted(path.glob("*.json")) if path.is_dir() else []
+    files = [file for file in files if file.name != results.BUILD_NAME]
+    if not files:
+        files = [place / results.RESULTS_NAME for place in built_folders(path)]
+        missing = [str(file.parent) for file in files if not file.is_file()]
+        if missing:
+            raise BenchError(
+                f"{', '.join(missing)}: no results yet; make them: omnimerge bench run"
+            )
+    return [results.read(Results, file) for file in files]
+
+
+def make_tables(found: Sequence[Results]) -> list[Table]:
+    """Summarise results over seeds.
+
+    Args:
+        found: any number of results.
+
+    Returns:
+        One table per line and preset.
+
+    Raises:
+        BenchError: if a seed is given twice.
+    """
+    groups: dict[tuple[str, str], list[Results]] = {}
+    for each in found:
+        groups.setdefault((each.line, each.preset), []).append(each)
+    return [_table(group) for group in groups.values()]
+
+
+def _table(group: Sequence[Results]) -> Table:
+    seeds = tuple(each.seed for each in group)
+    first = group[0]
+    if len(set(seeds)) < len(seeds):
+        raise BenchError(f"{first.line} {first.preset}: a seed is given twice: {list(seeds)}")
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for each in group:
+        for row in each.rows:
+            rows.setdefault((row.kind, row.name), []).append(row)
+    columns = (*first.columns, AVERAGE)
+    cells = {key: _cells(found, columns) for key, found in rows.items()}
+    best = {
+        column: max(
+            (row[column].mean for (kind, _), row in cells.items() if kind == "method"), default=0.0
+        )
+        for column in columns
+    }
+    made = [_line(key, found, cells[key], best) for key, found in rows.items()]
+    ordered = sorted(made, key=lambda line: (_ORDER[line.kind], _rank(line)))
+    return Table(first.line, first.preset, seeds, first.columns, tuple(ordered))
+
+
+def _rank(line: TableRow) -> float:
+    """Methods by average, the others as they come."""
+    return -line.cells[AVERAGE].mean if line.kind in ("method", "search") else 0.0
+
+
+def _cells(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Cell]:
+    scored = [{**row.scores, AVERAGE: row.average or 0.0} for row in rows if row.scores]
+    return {column: Cell.of([row[column] for row in scored]) for column in columns if scored}
+
+
+def _line(
+    key: tuple[str, str], rows: Sequence[Row], cells: dict[str, Cell], best: dict[str, float]
+) -> TableRow:
+    kind, name = key
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    peaks = [float(row.peak_bytes) for row in rows if row.peak_bytes is not None]
+    swept = [row.parameters.get("scale", row.parameters.get("alpha")) for row in rows]
+    marked = {c for c, cell in cells.items() if kind == "method" and cell.mean == best[c]}
+    return TableRow(
+        name=name,
+        kind=kind,
+        cells=cells,
+        best=frozenset(marked),
+        seconds=Cell.of(seconds) if seconds else None,
+        peak_bytes=Cell.of(peaks) if peaks else None,
+        chosen=tuple(value for value in swept if isinstance(value, float)),
+        reason=rows[0].reason,
+    )
+
+
+def header(table: Table) -> list[str]:
+    """Name the columns of `body`.
+
+    Args:
+        table: the table.
+
+    Returns:
+        The names.
+    """
+    return ["", *table.columns, AVERAGE, "scale", "seconds", "MB"]
+
+
+def body(table: Table) -> list[list[str]]:
+    """Write the rows that have numbers; the best method of a column has a star.
+
+    Args:
+        table: the table.
+
+    Returns:
+        Rows of text; percentages.
+    """
+    return [_texts(table, line) for line in table.lines if line.cells]
+
+
+def refused(table: Table) -> list[tuple[str, str]]:
+    """List the methods that were not run.
+
+    Args:
+        table: the table.
+
+    Returns:
+        (method, reason) pairs.
+    """
+    return [(line.name, line.reason) for line in table.lines if not line.cells]
+
+
+_TITLES = {"expert": "expert {}", "search": "{}, scale by search"}
+
+
+def _texts(table: Table, line: TableRow) -> list[str]:
+    name = _TITLES.get(line.kind, "{}").format(line.name)
+    numbers = [
+        line.cells[column].text() + ("*" if column in line.best else "")
+        for column in (*table.columns, AVERAGE)
+    ]
+    scale = " ".join(f"{value:g}" for value in line.chosen)
+    seconds = line.seconds.text(1.0, 2) if line.seconds else ""
+    peak = line.peak_bytes.text(1e-6, 1) if line.peak_bytes else ""
+    return [name, *numbers, scale, seconds, peak]
+
+
+def markdown(table: Table) -> str:
+    """Write a table for a page.
+
+    Args:
+        table: the table.
+
+    Returns:
+        Markdown, with the best of each column in bold.
+    """
+    rows = [header(table), *body(table)]
+    bold = [[f"**{cell[:-1]}**" if cell.endswith("*") else cell for cell in row] for row in rows]
+    rule = "|---|" + "--:|" * (len(rows[0]) - 1)
+    lines = [f"| {' | '.join(row)} |" for row in bold]
+    told = "\n".join([lines[0], rule, *lines[1:]])
+    missing = [f"- {name}: {reason}" for name, reason in refused(table)]
+    return "\n".join([told, "", "Not run:", "", *missing]) if missing else told

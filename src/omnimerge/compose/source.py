@@ -1,0 +1,177 @@
+"""What a checkpoint is to a composition: which modalities it offers, and where its tensors go."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from omnimerge.compose.configuration import MODALITIES
+from omnimerge.compose.part import PartError, decoder_path
+from omnimerge.errors import CheckpointError, NotMergeableError
+
+_FEATURES = {kind: f"get_{kind}_features" for kind in MODALITIES}
+_SCALED_HEAD = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint's architecture, built without memory.
+
+    Attributes:
+        folder: the checkpoint.
+        config: its configuration.
+        model: its base model, on the meta device.
+    """
+
+    folder: Path
+    config: Any
+    model: Any
+
+    @classmethod
+    def open(cls, folder: Path) -> Source:
+        """Build the architecture of a checkpoint.
+
+        Args:
+            folder: the checkpoint.
+
+        Returns:
+            The source.
+
+        Raises:
+            CheckpointError: if transformers does not know it. A checkpoint's own code is never run.
+        """
+        try:
+            config = AutoConfig.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+            with torch.device("meta"):
+                model = AutoModel.from_config(config)
+        except Exception as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise CheckpointError(
+                f"transformers does not know the architecture of {folder} ({reason}); give a "
+                "checkpoint in the layout of transformers"
+            ) from error
+        return cls(folder, config, model)
+
+    @cached_property
+    def placeholders(self) -> dict[str, int]:
+        """Modality -> the token that the configuration names for it."""
+        found = {}
+        for kind in MODALITIES:
+            names = (f"{kind}_token_id", f"{kind}_token_index")
+            ids = [getattr(self.config, name, None) for name in names]
+            number = next((each for each in ids if isinstance(each, int)), None)
+            if number is not None:
+                found[kind] = number
+        return found
+
+    @cached_property
+    def offers(self) -> tuple[str, ...]:
+        """The modalities that the model makes features of."""
+        takes = inspect.signature(self.model.forward).parameters
+        found = []
+        for kind in MODALITIES:
+            # Qwen2-Audio makes them inside its forward pass.
+            heard = kind == "audio" and "input_features" in takes
+            if kind in self.placeholders and (hasattr(self.model, _FEATURES[kind]) or heard):
+                found.append(kind)
+        return tuple(found)
+
+    def obstacle(self) -> str:
+        """Return why the towers cannot be taken out of this architecture; empty if they can."""
+        kind = self.config.model_type
+        text = self.config.get_text_config(decoder=True)
+        seeing = getattr(self.config, "vision_config", None)
+        if getattr(seeing, "deepstack_visual_indexes", None):
+            return (
+                f"{kind} adds features to several layers of its language model (deepstack), which "
+                "a composed model does not do"
+            )
+        if getattr(text, "cross_attention_layers", None):
+            return f"{kind} attends to features across, instead of having them among its tokens"
+        if "token_type_ids" in inspect.signature(self.model.forward).parameters:
+            return f"the language model of {kind} attends to features in both directions"
+        try:
+            decoder_path(self.model)
+        except PartError as error:
+            return str(error)
+        return ""
+
+    @property
+    def has_mrope(self) -> bool:
+        """Whether the text model takes positions in three dimensions."""
+        rope = getattr(self.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+        return "mrope_section" in rope
+
+    @cached_property
+    def decoder(self) -> str:
+        """Prefix of the text model's tensors in memory, with its dot; empty for a plain LLM."""
+        inside = self.model.get_decoder() is not self.model
+        return f"{decoder_path(self.model)}." if inside else ""
+
+    def memory(self, names: Sequence[str]) -> dict[str, str]:
+        """Bring tensor names on disk to names in the base model.
+
+        What transformers stacks or splits when it loads keeps its own leaf, as on disk; the same
+        rule then applies to the composed model.
+
+        Args:
+            names: as on disk.
+
+        Returns:
+            Disk -> memory; names that the model has no place for are left out.
+        """
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+        rules = get_model_conversion_mapping(self.model)
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        others = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
+        state, prefix = self.model.state_dict(), self.model.base_model_prefix
+        found = {}
+        for name in names:
+            plain, _ = rename_source_key(name, renamings, [], prefix, state)
+            final, converter = rename_source_key(name, renamings, others, prefix, state)
+            if plain in state:
+                found[name] = plain
+            elif converter is not None and final in state:
+                found[name] = plain.removeprefix(f"{prefix}.") if prefix else plain
+        self._check(found, state, converted=bool(others))
+        return found
+
+    def _check(self, found: Mapping[str, str], state: Mapping[str, Any], converted: bool) -> None:
+        """Refuse a checkpoint whose towers, projectors or language model are not all there."""
+        missing = sorted(set(state) - set(found.values()))
+        if missing and not converted:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise CheckpointError(
+                f"{self.folder} lacks {len(missing)} tensors of its architecture: "
+                f"{', '.join(missing[:3])}{more}; check it with `omnimerge inspect`"
+            )
+
+
+def check_head(config: Any, folder: Path) -> None:
+    """Refuse a language model whose logits are more than its head's product.
+
+    Args:
+        config: the configuration.
+        folder: the checkpoint, for the message.
+
+    Raises:
+        NotMergeableError: if the logits are scaled or capped.
+    """
+    text = config.get_text_config(decoder=True)
+    odd = [name for name in _SCALED_HEAD if getattr(text, name, None) not in (None, 1, 1.0)]
+    if odd:
+        raise NotMergeableError(
+            [f"{folder}: the logits of {text.model_type} are changed by {odd[0]}, which a composed "
+             "model does not do"]
+        )  # fmt: skip

@@ -1,0 +1,253 @@
+"""The runner with a line that needs no model: what is chosen where, and what is made again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from omnimerge.bench import builder, grid, results, runner
+from omnimerge.bench.line import BenchError
+from omnimerge.errors import MethodError
+
+# scale -> (val, test): what is best on val is worst on test.
+SCORES = {0.1: (0.1, 0.9), 0.5: (0.6, 0.5), 1.0: (0.5, 0.7)}
+# Answers to two prompts: at 0.5 one of them differs from a neighbour's, at 0.1 and 1.0 no choice.
+ANSWERS = {0.1: ["a", "b"], 0.5: ["a", "b"], 1.0: ["a", "c"], 1.5: ["x", "y"]}
+
+
+class FakeSubject:
+    def __init__(self, line):
+        self.line = line
+        self.scale = None
+
+    def put(self, recipe):
+        self.scale = recipe["parameters"].get("scale", recipe["parameters"].get("alpha", 0.5))
+
+    def score(self, split):
+        self.line.asked.append((split, self.scale))
+        value = SCORES[self.scale][split == "test"]
+        return {"one": value, "two": value}
+
+    def answers(self):
+        return ANSWERS[self.scale]
+
+
+class FakeLine:
+    name = "fake"
+    about = "no model"
+    columns = ("one", "two")
+    experts = ("one", "two")
+    references = ("mixture",)
+    presets = ("full", "quick")
+
+    def __init__(self):
+        self.asked = []
+        self.alone_asked = []
+        self.builds = []
+        self.broken = False
+
+    def build(self, folder, *, preset, seed, on_progress):
+        self.builds.append(seed)
+        if self.broken:
+            raise BenchError("out of luck")
+        on_progress("learns")
+
+    def recipe(self, folder, method, parameters):
+        models = [{"model": str(folder / name)} for name in self.experts]
+        return {"method": method, "models": models, "parameters": dict(parameters)}
+
+    def subject(self, folder):
+        return FakeSubject(self)
+
+    def alone(self, folder, name, split):
+        self.alone_asked.append((name, split))
+        return {"one": 0.25, "two": 0.5}
+
+    def write(self, recipe, out):
+        raise AssertionError("measured elsewhere")
+
+    def check(self, out):
+        if self.broken:
+            raise MethodError("missing tensors")
+
+
+@pytest.fixture
+def line(monkeypatch):
+    def measure(line, recipe, out):
+        out.mkdir(exist_ok=True)
+        return 2.5, 1000
+
+    monkeypatch.setattr(runner, "measure", measure)
+    return FakeLine()
+
+
+@pytest.fixture
+def folder(line, tmp_path):
+    return builder.build(
+        line, tmp_path / "out", preset="quick", seeds=1, command=["x"], on_progress=print
+    )[0]
+
+
+def go(line, folder, methods=("task_arithmetic",), scales=(0.1, 0.5, 1.0)):
+    outcome = runner.run(
+        line, folder, methods=methods, scales=scales, command=["x"], on_progress=print
+    )
+    return {(row.kind, row.name): row for row in outcome.rows}
+
+
+def test_the_scale_is_chosen_on_val_and_test_is_asked_once(line, folder):
+    rows = go(line, folder)
+
+    row = rows["method", "task_arithmetic"]
+    assert row.parameters == {"scale": 0.5}  # 0.1 would be the best on test
+    assert row.scores == {"one": 0.5, "two": 0.5}
+    assert [scale for split, scale in line.asked if split == "test"] == [0.5]
+    assert [point.scores["one"] for point in row.points] == [0.1, 0.6, 0.5]
+    assert (row.seconds, row.peak_bytes) == (2.5, 1000)
+    assert row.average == 0.5
+
+
+def test_search_chooses_without_labels(line, folder, monkeypatch):
+    monkeypatch.setitem(SCORES, 1.5, (0.9, 0.8))
+
+    rows = go(line, folder, scales=(0.1, 0.5, 1.0, 1.5))
+
+    # Answers changed against a neighbour: 1 at 0.5, 2 at 1.0; none at the ends.
+    method, search = rows["method", "task_arithmetic"], rows["search", "task_arithmetic"]
+    assert [point.changed for point in method.points] == [None, 1, 2, None]
+    assert method.parameters == {"scale": 1.5}
+    assert search.parameters == {"scale": 0.5}
+    assert search.scores == {"one": 0.5, "two": 0.5}
+
+
+def test_two_scales_are_too_few_for_search(line, folder):
+    rows = go(line, folder, scales=(0.1, 0.5))
+
+    assert ("search", "task_arithmetic") not in rows
+
+
+def test_single_models_are_scored_on_test(line, folder):
+    rows = go(line, folder)
+
+    assert line.alone_asked == [(n, "test") for n in ("base", "one", "two", "mixture")]
+    assert rows["base", "base"].average == 0.375
+    assert ("reference", "mixture") in rows
+
+
+def test_a_second_run_makes_nothing_again(line, folder):
+    first = go(line, folder)
+    line.asked.clear()
+    line.alone_asked.clear()
+
+    assert go(line, folder) == first
+    assert line.asked == line.alone_asked == []
+
+
+def test_other_scales_are_run_again(line, folder):
+    go(line, folder)
+    line.asked.clear()
+
+    rows = go(line, folder, scales=(0.1, 1.0))
+
+    assert rows["method", "task_arithmetic"].parameters == {"scale": 1.0}
+    assert ("val", 0.1) in line.asked
+
+
+def test_an_interrupted_run_goes_on(line, folder):
+    line.broken = True
+    with pytest.raises(BenchError, match="task_arithmetic: missing tensors"):
+        go(line, folder)
+    assert not (folder / results.RESULTS_NAME).exists()
+    line.broken = False
+    line.alone_asked.clear()
+
+    rows = go(line, folder)
+
+    assert line.alone_asked == []  # on disk since the first run
+    assert rows["method", "task_arithmetic"].average == 0.5
+
+
+def test_methods_that_do_not_apply_have_a_reason(line, folder):
+    rows = go(line, folder, methods=("slerp", "robustmerge", "average"))
+
+    assert rows["refused", "slerp"].reason == "merges 1 model; there are 2 experts"
+    assert rows["refused", "slerp"].scores is None
+    assert "LoRA adapters only" in rows["refused", "robustmerge"].reason
+    assert rows["method", "average"].parameters == {}
+
+
+def test_adamms_searches_the_share_of_all_donors():
+    assert grid.points("adamms", (0.1, 1.0, 1.5)) == [{"alpha": 0.1}, {"alpha": 1.0}]
+    assert grid.points("dare_linear", (0.5,)) == [{"density": 0.8, "scale": 0.5}]
+    assert grid.points("karcher", (0.5, 1.0)) == [{}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("tiez", "did you mean 'ties'"), (",", "no method is given"), ("all,ties", "unknown method")],
+)
+def test_unknown_methods(text, message):
+    with pytest.raises(BenchError, match=message):
+        grid.choose_methods(text)
+
+
+def test_methods_and_scales_are_read():
+    assert grid.choose_methods("ties, tsv,ties") == ["ties", "tsv"]
+    assert len(grid.choose_methods("all")) == 35
+    assert grid.read_scales("1.0,0.3,0.3") == (0.3, 1.0)
+
+
+@pytest.mark.parametrize("text", ["", "a", "0", "-1", "inf", "nan"])
+def test_scales_that_are_none(text):
+    with pytest.raises(BenchError, match=r"write for example 0\.3,0\.5,1\.0"):
+        grid.read_scales(text)
+
+
+def test_a_build_is_marked_last_and_goes_on(line, tmp_path):
+    line.broken = True
+    with pytest.raises(BenchError, match="out of luck"):
+        builder.build(line, tmp_path, preset="full", seeds=2, command=[], on_progress=print)
+    assert not (tmp_path / "seed-0" / results.BUILD_NAME).exists()
+    with pytest.raises(BenchError, match="seed-0 is not complete"):
+        runner.built_folders(tmp_path)
+    line.broken = False
+
+    for _ in range(2):
+        builder.build(line, tmp_path, preset="full", seeds=2, command=[], on_progress=print)
+
+    assert line.builds == [0, 0, 1]
+    assert [place.name for place in runner.built_folders(tmp_path)] == ["seed-0", "seed-1"]
+
+
+def test_a_folder_of_another_preset_is_refused(line, folder):
+    with pytest.raises(BenchError, match="holds fake quick, not fake full"):
+        builder.build(line, folder.parent, preset="full", seeds=1, command=[], on_progress=print)
+
+
+def test_a_folder_begun_with_another_preset_is_refused(line, tmp_path):
+    line.broken = True
+    with pytest.raises(BenchError):
+        builder.build(line, tmp_path, preset="quick", seeds=1, command=[], on_progress=print)
+
+    with pytest.raises(BenchError, match="holds fake quick, not fake full"):
+        builder.build(line, tmp_path, preset="full", seeds=1, command=[], on_progress=print)
+
+
+def test_an_unknown_preset_is_refused(line, tmp_path):
+    with pytest.raises(BenchError, match="no preset 'ful', did you mean 'full'"):
+        builder.build(line, tmp_path, preset="ful", seeds=1, command=[], on_progress=print)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(BenchError, match="holds no benchmark"):
+        runner.built_folders(tmp_path)
+
+
+def test_unknown_keys_in_a_file_are_refused(folder):
+    path = folder / results.BUILD_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
+
+    with pytest.raises(BenchError, match=r"build\.json is no build file.*colour"):
+        results.read(results.Build, Path(path))

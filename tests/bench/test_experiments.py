@@ -1,0 +1,268 @@
+"""The paper's findings as experiments: loops against the registered methods, and what is said."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from omnimerge.bench import experiments
+from omnimerge.bench.experiments import (
+    ablation,
+    distributions,
+    norm_growth,
+    overtraining,
+    rank_ratio,
+    variants,
+)
+from omnimerge.bench.experiments.descent import WUDI, Loop, optmerge_loop
+from omnimerge.bench.experiments.result import combined, read_experiment
+from omnimerge.bench.line import BenchError
+from omnimerge.engine import build_plan, load_recipe, merged_tensors
+from omnimerge.methods import get_method
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def deltas():
+    return [0.01 * draw(20, 15, seed=s) for s in range(3)]
+
+
+def merged(method, deltas, **parameters):
+    return get_method(method).merge(deltas, torch.zeros_like(deltas[0]), parameters)
+
+
+def same(one, other):
+    torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-6)
+
+
+def test_the_loops_are_the_registered_methods(deltas):
+    same(WUDI.run(deltas)[0], merged("wudi", deltas))
+    lora, full = (optmerge_loop(3, full=full).run(deltas)[0] for full in (False, True))
+    same(lora, merged("optmerge", deltas, variant="lora"))
+    same(full, merged("optmerge", deltas, variant="full"))
+
+
+def test_iterations_are_logged_on_the_way(deltas):
+    loop = Loop("sgd", "mean")
+    start, few, many = loop.run(deltas, [0, 5, 40])
+    same(start, sum(deltas) / 3)
+    same(few, Loop("sgd", "mean", iterations=5).run(deltas)[0])
+    assert (many - start).norm() > (few - start).norm() > 0
+
+
+def test_one_step_of_sgd_by_hand():
+    # One expert τ: the gradient at the sum, which is τ itself, is zero; from elsewhere it is not.
+    a, b = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+    start, step = Loop("sgd", "mean").run([a, b], [0, 1])
+    same(start, torch.tensor([[0.5, 0.0], [0.0, 1.0]]))
+    # C = diag(1, 1), D = a + b, so the gradient is 2 (mean - sum) = -(a + b).
+    same(step, start + 1e-4 * (a + b))
+
+
+def test_low_rank_leaves_directions_out():
+    strong, weak = torch.diag(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([0.0, 0.0]))
+    (only,) = Loop("sgd", "mean", ratio=0.5, iterations=1).run([strong, weak])
+    # k = 1: the pull is along the first direction only, and the second stays at the mean.
+    assert only[1, 1] == pytest.approx(0.5)
+    assert only[0, 0] > 1.0
+
+
+@pytest.fixture(scope="module")
+def recipe(checkpoints, tmp_path_factory):
+    root = tmp_path_factory.mktemp("experts")
+    base = checkpoints("qwen2_vl")
+    tensors = load_file(base / "model.safetensors")
+    for number in range(2):
+        folder = root / f"e{number}"
+        shutil.copytree(base, folder)
+        moved = {
+            n: t + 1e-3 * draw(*t.shape, seed=50 * number + i) if t.dim() == 2 else t
+            for i, (n, t) in enumerate(tensors.items())
+        }
+        save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
+    return {"method": "wudi", "base": str(base), "models": [str(root / f"e{n}") for n in range(2)]}
+
+
+def test_norm_growth(recipe):
+    found = norm_growth.run(recipe, counts=(0, 10, 100), line="x", seed=3)
+
+    wudi, lora = found.curve("WUDI: Adam from the sum"), found.curves[-1]
+    assert wudi.y[0] == pytest.approx(found.levels["sum of the task vectors"])
+    assert lora.y[0] == pytest.approx(found.levels["mean of the task vectors"])
+    assert found.levels["sum of the task vectors"] == pytest.approx(2 * lora.y[0])
+    entries = 2 * (32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64)
+    assert wudi.y[0] == pytest.approx(1e-3 * math.sqrt(2 * entries), rel=0.03)
+    assert lora.y[2] == pytest.approx(lora.y[0], rel=0.01)
+    assert found.seeds == (3,) and found.line == "x" and found.seconds > 0
+    change = lora.y[2] / lora.y[0] - 1
+    assert found.outcome[2] == (
+        f"OptMerge, lora: SGD from the mean: {change:+.1%} over 100 iterations, to "
+        f"{1 + change:.2f} times the mean of the task vectors."
+    )
+
+
+def test_distributions(recipe):
+    found = distributions.run(recipe)
+
+    assert [row.name for row in found.rows] == ["e0", "e1"]
+    norm, ratio, mean, skewness, peaks, _ = found.rows[0].values
+    assert norm == pytest.approx(found.rows[1].values[0], rel=0.05)
+    assert 1.0 <= ratio < 1.1
+    # |x| of a normal distribution: mean σ √(2/π), skewness √2 (4 - π) / (π - 2)^1.5.
+    assert mean == pytest.approx(1e3 * math.sqrt(2 / math.pi), rel=0.02)
+    assert skewness == pytest.approx(0.9953, abs=0.1)
+    assert peaks == 1.0
+    assert "Right-skewed: 2 of 2 task vectors" in found.outcome[0]
+    assert all(len(each) == len(found.edges) - 1 for each in found.shares.values())
+
+
+def test_seeds_become_means(recipe, tmp_path):
+    one = norm_growth.run(recipe, counts=(0, 10), line="x", seed=0)
+    shifted = tuple(c.model_copy(update={"y": tuple(3 * v for v in c.y)}) for c in one.curves)
+    two = one.model_copy(update={"curves": shifted, "seeds": (1,)})
+
+    mean = combined([one, two], norm_growth.outcome)
+
+    for before, after in zip(one.curves, mean.curves, strict=True):
+        assert after.y == pytest.approx([2 * v for v in before.y])
+        assert after.deviation == pytest.approx([math.sqrt(2) * v for v in before.y])
+    assert mean.seeds == (0, 1)
+    assert combined([one]) is one
+    with pytest.raises(BenchError, match="not of one experiment"):
+        combined([one, two.model_copy(update={"line": "y"})])
+    file = one.write(tmp_path / "one.json")
+    assert read_experiment(file) == one
+    file.write_text("{}")
+    with pytest.raises(BenchError, match="holds no experiment"):
+        read_experiment(file)
+    with pytest.raises(BenchError, match="no curve 'z'"):
+        one.curve("z")
+
+
+class Scripted:
+    """A subject whose score depends on what was put, so that choices can be told."""
+
+    def __init__(self, score):
+        self.score_of, self.recipe, self.asked = score, None, []
+
+    def put(self, recipe):
+        self.recipe = recipe
+
+    def score(self, split):
+        self.asked.append((split, self.recipe["parameters"].get("scale")))
+        return self.score_of(self.recipe, split)
+
+
+class FakeLine:
+    name, columns, experts = "fake", ("one", "two"), ("one", "two")
+
+    def __init__(self, recipe, score):
+        self.base_recipe, self.made = recipe, Scripted(score)
+
+    def recipe(self, folder, method, parameters):
+        return {**self.base_recipe, "method": method, "parameters": dict(parameters)}
+
+    def subject(self, folder):
+        return self.made
+
+    def alone(self, folder, name, split):
+        return {"one": 0.25, "two": 0.25}
+
+
+def by_scale(recipe, split):
+    # best at 0.5 on val; test would prefer 1.0
+    best = 0.5 if split == "val" else 1.0
+    value = 1 - abs(recipe["parameters"]["scale"] - best) / 2
+    return {"one": value, "two": value / 2}
+
+
+def test_a_variant_is_the_base_plus_what_the_loop_gives(recipe, tmp_path):
+    variants.write_variant(recipe, WUDI, tmp_path / "out")
+
+    plan = build_plan(load_recipe({**recipe, "select": "linear"}), ancestor=False)
+    expected = dict(merged_tensors(plan))
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    base = load_file(f"{recipe['base']}/model.safetensors")
+    assert len(expected) == 14
+    for name, tensor in written.items():
+        if name in expected:
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=2e-6)
+            assert not torch.equal(tensor, base[name])
+        else:
+            assert torch.equal(tensor, base[name])
+    assert (tmp_path / "out" / "config.json").is_file()
+    half = load_recipe(variants.recipe_of(recipe, tmp_path / "out", 0.5))
+    for name, tensor in merged_tensors(build_plan(half, ancestor=False)):
+        torch.testing.assert_close(tensor, (base[name] + written[name]) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_ablation(recipe, tmp_path):
+    line, told = FakeLine(recipe, by_scale), []
+
+    found = ablation.run(line, tmp_path, seed=1, scales=(0.1, 0.5, 1.0), on_progress=told.append)
+
+    assert [row.name for row in found.rows] == list(ablation.ROWS)
+    assert found.columns == ("one", "two", "Average", "λ")
+    assert all(row.values == (75.0, 37.5, 56.25, 0.5) for row in found.rows)
+    assert line.made.asked[:4] == [("val", 0.1), ("val", 0.5), ("val", 1.0), ("test", 0.5)]
+    assert len(told) == 4 and told[0] == "WUDI: 56.2 % with λ = 0.5"
+    assert "not so here" in found.outcome[3]
+    assert found.outcome[0] == "+ SGD: +0.0 points against WUDI."
+
+
+def test_rank_ratio(recipe, tmp_path):
+    line = FakeLine(recipe, by_scale)
+    found = rank_ratio.run(
+        line, tmp_path, seed=1, ratios=(0.1, 0.5), scales=(0.5,), on_progress=lambda _: None
+    )
+    assert [row.name for row in found.rows] == ["10%", "50%"]
+    assert found.curves[0].x == (10.0, 50.0) and found.curves[0].y == (56.25, 56.25)
+    assert found.settings["variant"] == "full"
+    assert found.outcome[0] == "The best share is 10%; from worst to best it is 0.0 points."
+
+
+def test_overtraining(recipe, tmp_path):
+    trained = []
+
+    def score(recipe, split):
+        models = recipe["models"]
+        factor = float(Path(models[0]["model"], "factor").read_text())
+        if len(models) == 1:
+            return {"one": 0.2 * factor, "two": 0.1}
+        return {"one": 0.5 / factor, "two": 0.5 / factor}
+
+    def train(name, folder, factor):
+        folder.mkdir()
+        (folder / "factor").write_text(str(factor))
+        trained.append((name, factor))
+
+    setting = overtraining.Setting(factors=(1, 2), methods=("ties",), scales=(0.5, 1.0))
+    found = overtraining.run(
+        FakeLine(recipe, score),
+        tmp_path,
+        train,
+        seed=0,
+        setting=setting,
+        on_progress=lambda _: None,
+    )
+
+    assert trained == [("one", 1), ("two", 1), ("one", 2), ("two", 2)]
+    assert found.rows[0].values == pytest.approx((15.0, 15.0, 50.0))
+    assert found.rows[1].values == pytest.approx((25.0, 25.0, 25.0))
+    assert found.curve("ties").y == pytest.approx((50.0, 25.0))
+    assert found.levels == {"base": 25.0}
+    assert found.outcome[-1].startswith("As in the paper")
+
+
+def test_experiments_have_names():
+    for name in experiments.names():
+        module = experiments.get(name)
+        assert name == module.NAME and module.ABOUT
+    with pytest.raises(BenchError, match="did you mean 'ablation'"):
+        experiments.get("ablatoin")
