@@ -38,7 +38,7 @@ def read_journal(file: Path) -> tuple[str, list[list[list[int]]]]:
     for line in lines[1:] if key else ():
         try:
             ranges = json.loads(line if line.endswith(b"\n") else b"")
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     return key, ranges
 
@@ -62,7 +62,7 @@ def journal_key(file: Path) -> str:
 def _key_in(line: bytes) -> str:
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     return str(entry["merge"]) if isinstance(entry, dict) and "merge" in entry else ""
 

@@ -92,7 +92,10 @@ def _splits(file: Path) -> list[str]:
         raise PromptError(f"{file} cannot be read ({error}); save the dataset again") from error
     if not isinstance(splits, list) or not splits:
         raise PromptError(f"{file} names no splits; save the dataset again")
-    return [str(name) for name in splits]
+    names = [str(name) for name in splits]
+    if foreign := [name for name in names if Path(name).name != name or name == ".."]:
+        raise PromptError(f"{file} names {foreign[0]!r}, which is no folder in it")
+    return names
 
 
 def _load(folder: Path) -> Any:

@@ -77,6 +77,7 @@ def read(
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str] | None, str]]:
     """Each row, counted from 1 after the header: its cells, or None and the problem."""
+    number = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, delimiter="\t", strict=True)
@@ -84,7 +85,6 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str] | None, str]]:
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
                 raise PromptError(f"{path} has two columns {twice[0]!r}; rename one")
-            number = 0
             for number, row in enumerate(lines, start=1):
                 if len(row) == len(header):
                     yield number, dict(zip(header, row, strict=True)), ""
@@ -157,7 +157,7 @@ def _as_list(text: str) -> list[str]:
     if text.startswith("[") and text.endswith("]"):
         try:
             found = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return [text]
         return [str(item) for item in found]
     return [text]

@@ -82,19 +82,28 @@ def parse_sample(path: Path, raw: Mapping[str, Any], where: str, filtered: bool)
 
 def _leaves(value: Any) -> list[Any]:
     """The values of a nested list: one for a single answer, several where a task repeats."""
-    if not isinstance(value, list):
-        return [value]
-    return [leaf for item in value for leaf in _leaves(item)]
+    leaves, left = [], [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, list):
+            left += reversed(item)
+        else:
+            leaves.append(item)
+    return leaves
 
 
 def _is_likelihood(value: Any) -> bool:
     """Whether there are pairs (log-likelihood, whether it is the greedy choice) inside."""
-    if not isinstance(value, list):
-        return False
-    if len(value) == 2 and str(value[1]) in ("True", "False"):
-        try:
-            float(value[0])
-        except (TypeError, ValueError):
-            return False
-        return True
-    return any(_is_likelihood(item) for item in value)
+    left = [value]
+    while left:
+        item = left.pop()
+        if not isinstance(item, list):
+            continue
+        if len(item) == 2 and not isinstance(item[1], list) and str(item[1]) in ("True", "False"):
+            try:
+                float(item[0])
+            except (TypeError, ValueError):
+                continue
+            return True
+        left += item
+    return False

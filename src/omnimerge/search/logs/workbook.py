@@ -13,6 +13,7 @@ from typing import Any
 from omnimerge.errors import SearchError
 from omnimerge.search.logs.log import as_text
 
+_MOST_BYTES = 500 * 10**6  # unpacked: a workbook of a million answers is smaller
 _LONGEST = 32767  # characters that a cell holds; pandas cuts longer ones with a mere warning
 
 
@@ -58,6 +59,13 @@ def _cells(path: Path, data: bytes) -> list[tuple[Any, ...]]:
             "VLMEvalKit write another format with PRED_FORMAT=tsv"
         ) from error
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > _MOST_BYTES:
+            raise SearchError(
+                f"{path}: {unpacked:,} bytes when unpacked, more than the {_MOST_BYTES:,} that are "
+                "read; let VLMEvalKit write another format with PRED_FORMAT=tsv"
+            )
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True)
         try:
             sheet = book.worksheets[0]
