@@ -148,9 +148,7 @@ class Lessons:
         kind = self._modality or "image"
         return World(**{**facts, kind: getattr(shown, kind)})
 
-    def _conversation(
-        self, rng: np.random.Generator, world: World, turns: int, nonsense: float
-    ) -> _Row:
+    def _conversation(self, rng: np.random.Generator, world: World, turns: int, nonsense: float) -> _Row:
         there = [m for m in MODALITIES if m == self._modality or rng.random() < self._told]
         if not there:
             there = [MODALITIES[int(rng.integers(3))]]

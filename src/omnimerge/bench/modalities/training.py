@@ -38,7 +38,6 @@ class Stage:
     turns: int = 6
     weakest: float = 1.0
 
-
 @dataclass(frozen=True)
 class Preset:
     """How long everything is trained, and how much is asked.
