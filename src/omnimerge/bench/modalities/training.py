@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import torch
 
 from omnimerge.bench.modalities import models
 from omnimerge.bench.modalities.lessons import Lessons, Pool
-from omnimerge.bench.modalities.places import ADAPTERS, TOWERS
 from omnimerge.bench.modalities.world import MODALITIES, Modality
 
 Report = Callable[[str], None]
@@ -36,7 +33,7 @@ class Stage:
     rate: float
     batch: int = 16
     turns: int = 6
-    weakest: float = 1.0
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -54,7 +51,6 @@ class Preset:
     read: Stage
     see: Stage
     learn: Stage
-    rank: int
     pool: int
     val: int
     test: int
@@ -64,8 +60,7 @@ PRESETS = {
     "quick": Preset(
         read=Stage(2000, 3e-3),
         see=Stage(400, 3e-3),
-        learn=Stage(300, 3e-3, weakest=0.3),
-        rank=8,
+        learn=Stage(150, 6e-4),
         pool=600,
         val=60,
         test=120,
@@ -73,8 +68,7 @@ PRESETS = {
     "full": Preset(
         read=Stage(6000, 3e-3),
         see=Stage(1500, 3e-3),
-        learn=Stage(600, 3e-3, weakest=0.3),
-        rank=8,
+        learn=Stage(400, 6e-4),
         pool=2500,
         val=120,
         test=300,
@@ -83,34 +77,22 @@ PRESETS = {
 """`full` takes about nine minutes on one core, `quick` about two and a half."""
 
 
-def steps(
-    folder: Path, preset: Preset, *, seed: int, report: Report
-) -> list[tuple[str, Callable[[Path], None]]]:
-    """List what is trained, in order.
+def build(name: str, folder: Path, llm: Path, preset: Preset, seed: int, report: Report) -> None:
+    """Train and save one of the models.
 
     Args:
-        folder: of the line.
+        name: `models.LLM`, or a modality.
+        folder: the checkpoint to write.
+        llm: the language model's checkpoint.
         preset: how long.
         seed: of everything that is drawn.
         report: told the losses.
-
-    Returns:
-        Pairs of a place inside `folder` and what writes it, given where to.
     """
-    told = {"seed": seed, "report": report}
-    found: list[tuple[str, Callable[[Path], None]]] = [
-        (models.LLM, lambda out: build_llm(out, preset, **told))
-    ]
-    for modality in MODALITIES:
-        tower, adapter = folder / TOWERS / modality, folder / ADAPTERS / modality
-        found += [
-            (f"{TOWERS}/{modality}", partial(
-                build_tower, modality, llm=folder / models.LLM, preset=preset, **told)),
-            (f"{ADAPTERS}/{modality}", partial(
-                build_adapter, modality, tower=tower, preset=preset, **told)),
-            (modality, partial(fold, modality, tower=tower, adapter=adapter)),
-        ]  # fmt: skip
-    return found
+    if name == models.LLM:
+        build_llm(folder, preset, seed=seed, report=report)
+    else:
+        modality = MODALITIES[MODALITIES.index(name)]
+        build_expert(modality, folder, llm, preset, seed=seed, report=report)
 
 
 def build_llm(folder: Path, preset: Preset, *, seed: int, report: Report) -> None:
@@ -129,10 +111,10 @@ def build_llm(folder: Path, preset: Preset, *, seed: int, report: Report) -> Non
     report(f"{models.LLM}: loss {loss:.4f}")
 
 
-def build_tower(
-    modality: Modality, folder: Path, *, llm: Path, preset: Preset, seed: int, report: Report
+def build_expert(
+    modality: Modality, folder: Path, llm: Path, preset: Preset, *, seed: int, report: Report
 ) -> None:
-    """Train and save a tower and its projector, before the frozen language model.
+    """Train and save an expert.
 
     Args:
         modality: what it sees or hears.
@@ -140,7 +122,7 @@ def build_tower(
         llm: the language model's checkpoint.
         preset: how long.
         seed: of weights, media and lessons.
-        report: told the loss.
+        report: told the losses.
     """
     model = models.new(modality, seed=seed)
     _put_llm(model, llm)
@@ -148,67 +130,21 @@ def build_tower(
     pool = Pool(modality, folder, seed=seed, size=preset.pool)
     inside = {id(weight) for weight in _llm_weights(model)}
     tower = [weight for weight in model.parameters() if id(weight) not in inside]
-    lessons = Lessons(modality, pool, told=0.3, learned=False)
-    loss = _train(model, lessons, preset.see, tower, [seed, _number(modality), 1])
-    models.save(modality, model, folder)
-    report(f"{modality}: loss {loss:.4f} before the frozen language model")
-
-
-def build_adapter(
-    modality: Modality, folder: Path, *, tower: Path, preset: Preset, seed: int, report: Report
-) -> None:
-    """Train and save what is the expert's own: a LoRA adapter of the language model.
-
-    Args:
-        modality: what it sees or hears.
-        folder: the adapter's, to write.
-        tower: the checkpoint with the tower before the base's language model.
-        preset: how long.
-        seed: of weights, media and lessons.
-        report: told the loss.
-    """
-    import peft
-
-    pool = Pool(modality, tower, seed=seed, size=preset.pool)
-    settings = peft.LoraConfig(
-        r=preset.rank, lora_alpha=preset.rank, target_modules=r".*language_model\.layers\..*_proj"
+    number = 2 + MODALITIES.index(modality)
+    saw = _train(
+        model,
+        Lessons(modality, pool, told=0.3, learned=False),
+        preset.see,
+        tower,
+        [seed, number, 1],
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks by a name that transformers left
-        model = peft.get_peft_model(models.load(modality, tower), settings)
-    learning = _fresh(model, torch.Generator().manual_seed(seed * 10007 + _number(modality)))
-    lessons = Lessons(modality, pool, told=0.7, learned=True)
-    loss = _train(model, lessons, preset.learn, learning, [seed, _number(modality), 2])
-    model.save_pretrained(str(folder))
-    report(f"{modality}: loss {loss:.4f} with an adapter")
-
-
-def fold(modality: Modality, folder: Path, *, tower: Path, adapter: Path) -> None:
-    """Save an expert as one checkpoint, its adapter put into its language model.
-
-    Args:
-        modality: what it sees or hears.
-        folder: the checkpoint to write.
-        tower: the checkpoint with the tower.
-        adapter: what goes into it.
-    """
-    import peft
-
-    model = peft.PeftModel.from_pretrained(models.load(modality, tower), str(adapter))
-    models.save(modality, model.merge_and_unload(), folder)
-
-
-def _number(modality: Modality) -> int:
-    return 2 + MODALITIES.index(modality)
-
-
-def _fresh(model: Any, generator: torch.Generator) -> list[torch.nn.Parameter]:
-    """Draw an adapter's first matrices as PEFT does, from a generator; return all of its own."""
-    for key, weight in model.named_parameters():
-        if "lora_A" in key:
-            bound = 1 / math.sqrt(weight.shape[1])
-            weight.data.uniform_(-bound, bound, generator=generator)
-    return [weight for key, weight in model.named_parameters() if "lora_" in key]
+    matrices = [w for w in model.get_decoder().layers.parameters() if w.ndim == 2]
+    learned = _train(
+        model, Lessons(modality, pool, told=0.5, learned=True), preset.learn, matrices,
+        [seed, number, 2],
+    )  # fmt: skip
+    models.save(modality, model, folder)
+    report(f"{modality}: loss {saw:.4f} before the frozen LLM, {learned:.4f} with its own")
 
 
 def _put_llm(model: Any, folder: Path) -> None:
@@ -243,12 +179,7 @@ def _train(
     model.train()
     losses: list[float] = []
     for _ in range(stage.steps):
-        batch = lessons.batch(rng, stage.batch, stage.turns)
-        held = batch.pop("held", None)
-        if held is None:
-            loss = model(**batch, use_cache=False).loss
-        else:
-            loss = _held(model, batch, held, float(rng.uniform(stage.weakest, 1.0)))
+        loss = model(**lessons.batch(rng, stage.batch, stage.turns), use_cache=False).loss
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -257,34 +188,6 @@ def _train(
         losses.append(loss.item())
     model.eval()
     return sum(losses[-50:]) / len(losses[-50:])
-
-
-def _held(model: Any, batch: dict[str, Any], held: torch.Tensor, strength: float) -> torch.Tensor:
-    """Loss of answers, and distance from the base where answers are to stay."""
-    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
-    _scale(layers, strength)
-    found = model(**batch, use_cache=False)
-    _scale(layers, 0.0)
-    with torch.no_grad():
-        rows = int(held.any(dim=1).nonzero().max()) + 1
-        plain = {name: _first(value, rows, len(held)) for name, value in batch.items()}
-        del plain["labels"]
-        before = model(**plain, use_cache=False).logits[held[:rows]].log_softmax(dim=-1)
-    _scale(layers, 1.0)
-    after = found.logits[held].log_softmax(dim=-1)
-    apart = torch.nn.functional.kl_div(after, before, log_target=True, reduction="batchmean")
-    loss: torch.Tensor = found.loss + apart
-    return loss
-
-
-def _first(value: torch.Tensor, rows: int, of: int) -> torch.Tensor:
-    return value[: len(value) // of * rows]
-
-
-def _scale(layers: Sequence[Any], strength: float) -> None:
-    for layer in layers:
-        for name in layer.scaling:
-            layer.scaling[name] = strength
 
 
 def _warmth(step: int, steps: int) -> float:

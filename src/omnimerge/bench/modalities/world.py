@@ -74,37 +74,25 @@ def _yes(same: bool) -> str:
     return "yes" if same else "no"
 
 
-def _warmth(colour: str) -> str:
-    return "warm" if colour in ("red", "yellow") else "cool"
-
-
-def _parity(count: str) -> str:
-    return "even" if count == "two" else "odd"
-
-
-def _light(way: str) -> str:
-    return "bright" if way == "up" else "dark"
-
-
-def _axis(way: str) -> str:
-    return "vertical" if way in GLIDES else "horizontal"
-
-
 KINDS: tuple[Kind, ...] = (
     Kind("which shape in picture", ("image",), lambda w: w.image[1]),
     Kind("which colour in picture", ("image",), lambda w: w.image[0]),
     Kind("how many in picture", ("image",), lambda w: w.image[2]),
     Kind("how many corners", ("image",), lambda w: _CORNERS[w.image[1]], learned=True),
-    Kind("warm or cool", ("image",), lambda w: _warmth(w.image[0]), learned=True),
+    Kind("warm or cool", ("image",), lambda w: "warm" if w.image[0] in ("red", "yellow")
+         else "cool", learned=True),
     Kind("where does sound go", ("audio",), lambda w: w.audio[0]),
     Kind("how many in sound", ("audio",), lambda w: w.audio[1]),
-    Kind("even or odd", ("audio",), lambda w: _parity(w.audio[1]), learned=True),
-    Kind("bright or dark", ("audio",), lambda w: _light(w.audio[0]), learned=True),
+    Kind("even or odd", ("audio",), lambda w: "even" if w.audio[1] == "two" else "odd",
+         learned=True),
+    Kind("bright or dark", ("audio",), lambda w: "bright" if w.audio[0] == "up" else "dark",
+         learned=True),
     Kind("which shape moves", ("video",), lambda w: w.video[1]),
     Kind("which colour moves", ("video",), lambda w: w.video[0]),
     Kind("where does motion go", ("video",), lambda w: w.video[2]),
     Kind("where from", ("video",), lambda w: _OPPOSITE[w.video[2]], learned=True),
-    Kind("along which axis", ("video",), lambda w: _axis(w.video[2]), learned=True),
+    Kind("along which axis", ("video",), lambda w: "vertical" if w.video[2] in GLIDES
+         else "horizontal", learned=True),
     Kind("same shape", ("image", "video"), lambda w: _yes(w.image[1] == w.video[1])),
     Kind("same colour", ("image", "video"), lambda w: _yes(w.image[0] == w.video[0])),
     Kind("same number", ("image", "audio"), lambda w: _yes(w.image[2] == w.audio[1])),
@@ -115,19 +103,6 @@ KINDS: tuple[Kind, ...] = (
          else w.video)[0]),
 )  # fmt: skip
 """*By sound*: the picture's where the sound goes up, that of what moves where it goes down."""
-
-LEXICON: Mapping[str, str] = {
-    **{f"angles of {shape}": number for shape, number in _CORNERS.items()},
-    **{f"heat of {colour}": _warmth(colour) for colour in COLOURS},
-    **{f"parity of {count}": _parity(count) for count in COUNTS},
-    **{f"light of {way}": _light(way) for way in GLIDES},
-    **{f"back of {way}": back for way, back in _OPPOSITE.items()},
-    **{f"line of {way}": _axis(way) for way in DIRECTIONS},
-}
-"""What the language model knows of words alone: question -> answer.
-
-The experts' new kinds of question ask for the same of what is shown, in words of their own.
-"""
 
 COLUMNS = ("image", "audio", "video", "two", "three")
 """Questions about one modality each, about two at once, and about all three."""
@@ -162,8 +137,7 @@ def words() -> list[str]:
     values = (*COLOURS, *SHAPES, *COUNTS, *DIRECTIONS, *_CORNERS.values(), "warm", "cool", "even",
               "odd", "bright", "dark", "vertical", "horizontal")  # fmt: skip
     asked = [word for kind in KINDS for word in kind.words.split()]
-    known = [word for each in LEXICON for word in each.split()]
-    return list(dict.fromkeys([*told.split(), *values, *asked, *known]))
+    return list(dict.fromkeys([*told.split(), *values, *asked]))
 
 
 def draw(rng: np.random.Generator, split: Split, kind: Kind | None = None) -> World:
