@@ -7,7 +7,6 @@ import math
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.manifest import manifest
 from omnimerge.engine.plan import CHUNK_ELEMENTS, TensorJob, worker_count
 from omnimerge.engine.slices import SliceWorker, slices_of
+from omnimerge.engine.threads import thread_pool
 from omnimerge.errors import OutputError
 
 Progress = Callable[[int, int], None]
@@ -130,7 +130,7 @@ class _Stream:
                 ended.set()
                 raise
 
-        with ThreadPoolExecutor(worker_count()) as pool:
+        with thread_pool() as pool:
             futures = [pool.submit(work) for _ in range(worker_count())]
             try:
                 for future in futures:

@@ -25,6 +25,7 @@ from omnimerge.engine.manifest import file_hash, manifest_key, write_manifest
 from omnimerge.engine.parents import Parents
 from omnimerge.engine.plan import MergePlan, TensorJob, with_parameters
 from omnimerge.engine.slices import SliceWorker, slices_of
+from omnimerge.engine.threads import one_thread
 from omnimerge.errors import OutputError, RecipeError, suggestion
 
 Progress = Callable[[int, int], None]
@@ -167,7 +168,8 @@ def merged_tensors(
     for job in plan.merged:
         merged = torch.empty(_numel(job), dtype=torch_dtype(job.output.dtype), device=device)
         for start, stop in slices_of(plan, job):
-            merged[start:stop] = worker.compute(job, start, stop)
+            with one_thread():  # as a merge to disk, to the same bits
+                merged[start:stop] = worker.compute(job, start, stop)
         yield job.output.name, merged.reshape(job.output.shape)
 
 

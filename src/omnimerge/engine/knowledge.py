@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.engine.plan import MergePlan, TensorJob, worker_count
+from omnimerge.engine.threads import one_thread, thread_pool
 from omnimerge.errors import MethodError, NonFiniteError
 from omnimerge.methods import Statistics
 
@@ -91,7 +91,7 @@ def measure_all(statistics: Statistics, number: int, slices: Sequence[Slice]) ->
 def _by_threads(plan: MergePlan, held: Held | None) -> Pass:
     def measured(known: Statistics, number: int) -> Iterator[Tensor]:
         slices = measured_slices(plan)
-        with ThreadPoolExecutor(worker_count()) as pool:
+        with one_thread(), thread_pool() as pool:
             # Added up in order, whichever is measured first: sums of floats depend on it.
             while batch := list(islice(slices, 4 * worker_count())):
                 futures = [pool.submit(_measured, known, number, each, held) for each in batch]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +15,7 @@ from omnimerge.engine.inputs import InputFiles
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.plan import MergePlan, worker_count
 from omnimerge.engine.slices import SliceWorker
+from omnimerge.engine.threads import one_thread, thread_pool
 
 MEMORY = 10**9
 """Default of `LocalExecutor`: bytes for the buffers of all threads."""
@@ -49,7 +49,7 @@ class LocalExecutor:
             writer: the output.
             report: gets the bytes written.
         """
-        with _single_threaded_kernels():
+        with one_thread():
             todo = _Todo(plan, writer, self._memory)
             statistics = model_statistics(plan) if todo.anything else None
 
@@ -63,7 +63,7 @@ class LocalExecutor:
                     todo.ended.set()
                     raise
 
-            with ThreadPoolExecutor(worker_count()) as pool:
+            with thread_pool() as pool:
                 futures = [pool.submit(work) for _ in range(worker_count())]
                 try:
                     for future in futures:
@@ -119,14 +119,3 @@ def _run_task(
         data = result.view(torch.uint8).numpy().data
         writer.write(job.output.name, data, start * item_size(job.output.dtype))
         report(int(data.nbytes))
-
-
-@contextmanager
-def _single_threaded_kernels() -> Iterator[None]:
-    """Chunks run in parallel already; threads inside each kernel would only fight over cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

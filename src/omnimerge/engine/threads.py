@@ -1,0 +1,35 @@
+"""Threads of a merge: several at a time, each of which computes alone.
+
+Sums and decompositions by several threads differ in the last bits from those by one, and how many
+there are depends on the machine and its load: with one, the bytes are the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from omnimerge.engine.plan import worker_count
+
+
+def thread_pool() -> ThreadPoolExecutor:
+    """Make the threads of a merge.
+
+    Returns:
+        A pool whose threads compute alone; OpenMP's setting is one of each thread.
+    """
+    return ThreadPoolExecutor(worker_count(), initializer=torch.set_num_threads, initargs=(1,))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute alone in this thread while the block runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
