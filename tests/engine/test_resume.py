@@ -39,12 +39,13 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(each) for each in arguments])
 
 
-def interrupted(recipe, out, after=40_000, number=signal.SIGINT):
+def interrupted(recipe, out, after=40_000, number=signal.SIGINT, times=1):
     """Merge until some bytes are written, then interrupt."""
+    left = [number] * times
 
     def stop(done, total):
-        if done > after:
-            os.kill(os.getpid(), number)
+        if done > after and left:
+            os.kill(os.getpid(), left.pop())
 
     with pytest.raises(KeyboardInterrupt):
         omnimerge.merge(recipe, out, on_progress=stop)
@@ -117,8 +118,9 @@ def test_kill_at_random_moments(checkpoints, tmp_path):
     assert found["resumed_cases"] >= 0.2 * CASES and found["resumed_bytes"] > 0
 
 
-def test_only_what_is_missing_is_computed(recipe, tmp_path, monkeypatch):
-    interrupted(recipe, tmp_path / "out")
+@pytest.mark.parametrize("times", [1, 10])
+def test_only_what_is_missing_is_computed(recipe, tmp_path, monkeypatch, times):
+    interrupted(recipe, tmp_path / "out", times=times)
     from omnimerge.engine import slices
 
     computed = []

@@ -84,6 +84,7 @@ class Journal:
         self._shards = shards
         self._written: list[list[tuple[int, int]]] = []
         self._stopping = threading.Event()
+        self._noting = threading.Lock()  # an older line after a newer one would promise less
         fresh = file.with_suffix(".new")
         self._stream = fresh.open("wb", buffering=0)
         try:
@@ -103,14 +104,15 @@ class Journal:
 
     def note(self) -> None:
         """Wait for the disk, then write down what it has."""
-        ranges = [shard.ranges() for shard in self._shards]
-        if ranges == self._written:
-            return
-        changed = [i for i, each in enumerate(ranges) if each != (self._written or ranges)[i]]
-        for number in changed or range(len(ranges)):
-            self._shards[number].sync()
-        self._line(ranges)
-        self._written = ranges
+        with self._noting:
+            ranges = [shard.ranges() for shard in self._shards]
+            if ranges == self._written:
+                return
+            changed = [i for i, each in enumerate(ranges) if each != (self._written or ranges)[i]]
+            for number in changed or range(len(ranges)):
+                self._shards[number].sync()
+            self._line(ranges)
+            self._written = ranges
 
     def stop(self) -> None:
         """Stop the thread and close the file, which stays; may be called again."""

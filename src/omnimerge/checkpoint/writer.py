@@ -268,8 +268,8 @@ class CheckpointWriter:
         if isinstance(error, KeyboardInterrupt):
             kept = sum(shard.nbytes_done for shard in self._shards) > headers
             if kept:
-                with contextlib.suppress(OSError, KeyboardInterrupt):  # the last second's work
-                    journal.note()
+                with contextlib.suppress(OSError):  # the last second's work
+                    _undisturbed(journal.note)  # wrappers often pass a Ctrl-C on a second time
         else:
             broken = isinstance(error, (OSError, OutputError, CheckpointError))
             kept = broken and journal.nbytes > headers
