@@ -3,51 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omnimerge.arch import component
 from omnimerge.checkpoint import Checkpoint, OutputTensor
 from omnimerge.checkpoint.dtypes import OUTPUT_DTYPES, is_floating, is_known
 from omnimerge.checkpoint.writer import shard_by_size
-from omnimerge.compose.configuration import OmniConfig, plain
-from omnimerge.compose.part_processor import PartProcessor
+from omnimerge.compose.configuration import OmniConfig
+from omnimerge.compose.names import HEAD, TEXT_PREFIX
+from omnimerge.compose.outcome import describe, processor_of
+from omnimerge.compose.parts import PartPlan, choose, place
 from omnimerge.compose.processing import OmniProcessor
 from omnimerge.compose.recipe import ComposeRecipe
 from omnimerge.compose.source import Source, check_head
-from omnimerge.compose.vocabulary import Brought, bring, chat_template, load_tokenizer
+from omnimerge.compose.vocabulary import bring, load_tokenizer
 from omnimerge.engine import MergePlan, TensorJob
 from omnimerge.engine import build_plan as build_merge_plan
-from omnimerge.errors import CheckpointError, NotMergeableError, RecipeError
-
-TEXT_PREFIX = "model.language_model."
-HEAD = "lm_head"
+from omnimerge.errors import CheckpointError, NotMergeableError
 
 _EMBED_SLOT, _HEAD_SLOT = "llm.embed.weight", "llm.head.weight"
-
-
-@dataclass
-class PartPlan:
-    """One part of the composition.
-
-    Attributes:
-        name: its modalities, joined by an underscore.
-        checkpoint: where its tensors are read from; with its adapter, if it has one.
-        source: its architecture.
-        provides: its modalities.
-        processor: its processor.
-        tensors: tensor on disk -> tensor of the output.
-        brought: the tokens that it brings.
-    """
-
-    name: str
-    checkpoint: Checkpoint
-    source: Source
-    provides: tuple[str, ...]
-    processor: PartProcessor
-    tensors: dict[str, str] = field(default_factory=dict)
-    brought: list[Brought] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -147,7 +122,7 @@ def build_plan(
     sources = {id(plan.target): target}
     for model in models:
         sources[id(model)] = Source.open(model.folder)
-    parts = _parts(models, [sources[id(model)] for model in models], provides)
+    parts = choose(models, [sources[id(model)] for model in models], provides)
     if any(part.source.has_mrope for part in parts.values()) and not target.has_mrope:
         raise NotMergeableError([
             f"{plan.target.folder}: its text model takes positions in one dimension, a part needs "
@@ -157,11 +132,11 @@ def build_plan(
     for brought in bring(tokenizer, {name: part.processor for name, part in parts.items()}):
         parts[brought.part].brought.append(brought)
     merge, names, dropped = _language_model(plan, target)
-    _place(parts)
+    place(parts)
     unused = _unused(plan, merge, models, parts, dropped)
     outputs = _outputs(merge, names, parts, plan)
-    config = _config(plan, target, parts, outputs)
-    processor = _processor(plan, tokenizer, parts)
+    config = describe(plan, target, parts, outputs)
+    processor = processor_of(plan, tokenizer, parts)
     shards = tuple(tuple(s) for s in shard_by_size(outputs, plan.recipe.max_shard_size))
     return ComposePlan(
         targeted, merge, names, parts, tuple(outputs), shards, config, processor, unused
@@ -192,79 +167,6 @@ def _models(
     return models, provides
 
 
-def _parts(
-    models: Sequence[Checkpoint],
-    sources: Sequence[Source],
-    provides: Sequence[tuple[str, ...] | None],
-) -> dict[str, PartPlan]:
-    problems: list[str] = []
-    chosen: list[tuple[Checkpoint, Source, tuple[str, ...]]] = []
-    owners: dict[str, str] = {}
-    for model, source, wanted in zip(models, sources, provides, strict=True):
-        given = source.offers if wanted is None else wanted
-        found = _problem(model, source, wanted)
-        for kind in given:
-            if kind in owners:
-                found = found or (
-                    f"{model.reference}: {owners[kind]} provides {kind} already; say which model "
-                    f"provides what, for example `provides: {_other(source, kind)}`"
-                )
-            owners.setdefault(kind, model.reference)
-        problems += [found] if found else []
-        if given:
-            chosen.append((model, source, given))
-    if problems:
-        raise NotMergeableError(problems)
-    if not chosen:
-        raise NotMergeableError(["no model provides a modality; merge them with `omnimerge merge`"])
-    parts = {}
-    for model, source, given in chosen:
-        name = "_".join(given)
-        tokens = _placeholder_tokens(source, given)
-        processor = PartProcessor.load(source.folder, tokens, {})
-        parts[name] = PartPlan(name, model, source, given, processor)
-    return parts
-
-
-def _problem(model: Checkpoint, source: Source, wanted: tuple[str, ...] | None) -> str:
-    kind = source.config.model_type
-    if wanted == ():
-        return ""
-    if not source.offers:
-        return (
-            f"{model.reference} ({kind}) offers no image, audio or video features; leave it out, "
-            "or merge its language model only with `provides: text`"
-        )
-    lacking = [each for each in wanted or () if each not in source.offers]
-    if lacking:
-        offered = ", ".join(source.offers)
-        return f"{model.reference} ({kind}) offers {offered}, and not {', '.join(lacking)}"
-    if reason := source.obstacle():
-        return f"{model.reference}: {reason}; leave it out"
-    return ""
-
-
-def _other(source: Source, taken: str) -> str:
-    others = [kind for kind in source.offers if kind != taken]
-    return others[0] if others else "text"
-
-
-def _placeholder_tokens(source: Source, kinds: Sequence[str]) -> dict[str, str]:
-    """Modality -> the placeholder in the original's vocabulary."""
-    tokenizer = load_tokenizer(source.folder)
-    found = {}
-    for kind in kinds:
-        number = source.placeholders[kind]
-        token = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
-        if token is None:
-            raise CheckpointError(
-                f"{source.folder}: config.json names token {number} for {kind}, which its "
-                "tokenizer does not have; add the tokenizer that was published with the model"
-            )
-        found[kind] = str(token)
-    return found
-
-
 def _language_model(
     plan: MergePlan, target: Source
 ) -> tuple[MergePlan, dict[str, str], dict[str, str]]:
@@ -284,19 +186,6 @@ def _language_model(
         if name in names:
             jobs.append(job)
     return replace(plan, jobs=tuple(jobs)), names, dropped
-
-
-def _place(parts: Mapping[str, PartPlan]) -> None:
-    for part in parts.values():
-        memory = part.source.memory(list(part.checkpoint.tensors))
-        inside = part.source.decoder
-        part.tensors = {
-            name: f"model.parts.{part.name}.model.{place}"
-            for name, place in memory.items()
-            if not place.startswith(inside)
-        }
-        if not part.tensors:
-            raise CheckpointError(f"{part.checkpoint.location} has no tower for {part.name}")
 
 
 def _unused(
@@ -355,9 +244,9 @@ def _outputs(
             shape = (max(shape[0], highest), *shape[1:])
         outputs.append(OutputTensor(names[job.output.name], job.output.dtype, shape))
     for part in parts.values():
-        for name, place in part.tensors.items():
+        for name, path in part.tensors.items():
             meta = part.checkpoint.meta(name)
-            outputs.append(OutputTensor(place, _dtype(plan, meta.dtype), meta.shape))
+            outputs.append(OutputTensor(path, _dtype(plan, meta.dtype), meta.shape))
     _check_names(outputs)
     return outputs
 
@@ -389,93 +278,6 @@ def _check_names(outputs: Sequence[OutputTensor]) -> None:
     )
     if twice:
         raise CheckpointError(f"two tensors would get the name {twice[0]!r}")
-
-
-def _config(
-    plan: MergePlan,
-    target: Source,
-    parts: Mapping[str, PartPlan],
-    outputs: Sequence[OutputTensor],
-) -> OmniConfig:
-    text = plain(target.config.get_text_config(decoder=True))
-    embed = next(o for o in outputs if o.name == f"{TEXT_PREFIX}embed_tokens.weight")
-    text["vocab_size"] = embed.shape[0]
-    written = {tensor.name for tensor in outputs}
-    tied = f"{HEAD}.weight" not in written
-    text["tie_word_embeddings"] = tied
-    described = {}
-    for name, part in parts.items():
-        ids = {each.token: each.id for each in part.brought}
-        described[name] = {
-            "config": plain(part.source.config),
-            "provides": list(part.provides),
-            "placeholders": {
-                kind: {"id": ids[token], "native": part.source.placeholders[kind]}
-                for kind, token in part.processor.placeholders.items()
-            },
-        }
-    config = OmniConfig(
-        text_config=text,
-        parts=described,
-        tie_word_embeddings=tied,
-        head_bias=f"{HEAD}.bias" in written,
-    )
-    config.architectures = ["OmniForConditionalGeneration"]
-    config.dtype = _named_dtype(plan, target)
-    return config
-
-
-def _named_dtype(plan: MergePlan, target: Source) -> Any:
-    return (
-        getattr(target.config, "dtype", None)
-        if plan.recipe.dtype == "auto"
-        else (plan.recipe.dtype)
-    )
-
-
-def _processor(plan: MergePlan, tokenizer: Any, parts: Mapping[str, PartPlan]) -> OmniProcessor:
-    snippets = {}
-    for part in parts.values():
-        for kind in part.provides:
-            text = part.processor.snippet(kind)
-            for token in sorted(part.processor.tokens, key=len, reverse=True):
-                text = text.replace(token, part.processor.tokens[token])
-            snippets[kind] = text
-    template = _text_template(plan.target.folder, tokenizer, parts)
-    if template is not None:
-        template = _takes_text(tokenizer, template, snippets)
-        tokenizer.chat_template = template
-    processors = {name: part.processor for name, part in parts.items()}
-    return OmniProcessor(tokenizer, processors, chat_template=template)
-
-
-def _text_template(folder: Path, tokenizer: Any, parts: Mapping[str, PartPlan]) -> str | None:
-    """The target's chat template, else the first that a part has."""
-    found: list[Any] = [tokenizer.chat_template]
-    file = folder / "chat_template.jinja"
-    found += [file.read_text(encoding="utf-8")] if file.is_file() else []
-    for part in sorted(parts.values(), key=lambda p: p.source.folder != folder):
-        inner = part.processor.inner
-        found += [getattr(inner, "chat_template", None), inner.tokenizer.chat_template]
-    for each in found:
-        text = each.get("default") if isinstance(each, dict) else each
-        if isinstance(text, str) and text:
-            return text
-    return None
-
-
-def _takes_text(tokenizer: Any, template: str, snippets: Mapping[str, str]) -> str:
-    """The composed template, over a template that takes text, or lists of text."""
-    for as_parts in (False, True):
-        made = chat_template(template, snippets, as_parts=as_parts)
-        turn = {"role": "user", "content": [{"type": "text", "text": "\x00"}]}
-        try:
-            text = tokenizer.apply_chat_template([turn], chat_template=made, tokenize=False)
-        except Exception:  # noqa: BLE001 - a template may fail in any way on what it does not take
-            continue
-        if "\x00" in text and "'type'" not in text:
-            return made
-    raise RecipeError(["the chat template of the target takes no text"], "the target")
 
 
 def _counted(reasons: Mapping[str, str]) -> dict[str, int]:

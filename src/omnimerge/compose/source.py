@@ -51,8 +51,15 @@ class Source:
             config = AutoConfig.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
+            if not _has_base_model(config):
+                raise CheckpointError(
+                    f"transformers has no base model of {config.model_type}, which a composition "
+                    "takes features from (its parts may have one, each in a checkpoint of its own)"
+                )
             with torch.device("meta"):
                 model = AutoModel.from_config(config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
         except Exception as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise CheckpointError(
@@ -85,6 +92,16 @@ class Source:
                 found.append(kind)
         return tuple(found)
 
+    def silence(self) -> str:
+        """Return why a model that has no modality to offer has none."""
+        named = [kind for kind in MODALITIES if hasattr(self.model, _FEATURES[kind])]
+        if not named:
+            return "offers no image, audio or video features"
+        return (
+            f"has no placeholder token for {' or '.join(named)} in its configuration "
+            f"({named[0]}_token_id), so its features have no place in a prompt"
+        )
+
     def obstacle(self) -> str:
         """Return why the towers cannot be taken out of this architecture; empty if they can."""
         kind = self.config.model_type
@@ -97,6 +114,8 @@ class Source:
             )
         if getattr(text, "cross_attention_layers", None):
             return f"{kind} attends to features across, instead of having them among its tokens"
+        if hasattr(self.model, "get_image_tokens"):
+            return f"{kind} turns pictures into tokens of its own vocabulary, instead of features"
         if "token_type_ids" in inspect.signature(self.model.forward).parameters:
             return f"the language model of {kind} attends to features in both directions"
         try:
@@ -156,6 +175,11 @@ class Source:
                 f"{self.folder} lacks {len(missing)} tensors of its architecture: "
                 f"{', '.join(missing[:3])}{more}; check it with `omnimerge inspect`"
             )
+
+
+def _has_base_model(config: Any) -> bool:
+    """Whether `AutoModel` knows a class for a configuration."""
+    return type(config) in AutoModel._model_mapping
 
 
 def check_head(config: Any, folder: Path) -> None:

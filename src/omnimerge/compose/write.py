@@ -17,7 +17,8 @@ from omnimerge.checkpoint import Checkpoint, CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.writer import MANIFEST_NAME, refuse_existing
 from omnimerge.compose.card import card
-from omnimerge.compose.plan import ComposePlan, PartPlan, build_plan, is_vocabulary
+from omnimerge.compose.parts import PartPlan
+from omnimerge.compose.plan import ComposePlan, build_plan, is_vocabulary
 from omnimerge.compose.recipe import ComposeRecipe, load_recipe
 from omnimerge.engine.execute import merged_tensors
 from omnimerge.engine.knowledge import model_statistics

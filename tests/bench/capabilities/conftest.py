@@ -25,7 +25,7 @@ def build(line, folder, *, seed=0):
     from omnimerge.bench.capabilities import exam
 
     for part in ("val", "test"):
-        exam.write(folder, part, TINY.questions[part], seed=seed)
+        exam.write(folder, part, TINY.questions[part], kinds=list(TINY.kinds), seed=seed)
     training.build_base(line.model, folder, TINY, seed)
     teach = training.build_adapter if line.lora else training.build_expert
     for expert in line.experts:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from omnimerge.bench.capabilities import exam, models
+from omnimerge.bench.capabilities.presets import PRESETS
 from omnimerge.bench.capabilities.tasks import (
     IMAGE_SIZE,
     TASKS,
@@ -13,6 +14,7 @@ from omnimerge.bench.capabilities.tasks import (
     draw_scenes,
     geometry,
     grounding,
+    kinds_of,
     objects,
     ocr,
     vqa,
@@ -203,7 +205,7 @@ def test_objects_do_not_overlap():
 
 
 def test_an_exam_asks_as_many_of_each_kind():
-    drawn = exam.sheet("chart", "test", 40, seed=0)
+    drawn = exam.sheet("chart", list(TASKS["chart"].kinds), "test", 40, seed=0)
 
     kinds = [question.kind for _, question in drawn]
     assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(TASKS["chart"].kinds, 10)
@@ -213,7 +215,7 @@ def test_an_exam_asks_as_many_of_each_kind():
 
 def test_prompt_files_are_the_same_for_the_same_seed(tmp_path):
     for folder in ("one", "two"):
-        exam.write(tmp_path / folder, "val", 6, seed=3)
+        exam.write(tmp_path / folder, "val", 6, kinds=kinds_of(TASKS), seed=3)
 
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
     assert len(files) == 24  # 6 + 5 + 4 + 4 + 4 pictures, as many of each kind, and the questions
@@ -224,7 +226,7 @@ def test_prompt_files_are_the_same_for_the_same_seed(tmp_path):
 def test_marks_by_hand(tmp_path):
     from omnimerge.generate import Response
 
-    exam.write(tmp_path, "val", 6, seed=0)
+    exam.write(tmp_path, "val", 6, kinds=kinds_of(TASKS), seed=0)
     prompts = exam.read(tmp_path, "val")
     given = [Response(p.id, p.answer if p.kind.startswith("ocr") else "?") for p in prompts]
 
@@ -259,3 +261,18 @@ def test_every_word_is_one_token(name):
     assert all(len(tokenizer.tokenize(f" {word}")) == 1 for word in words.WORDS)
     assert all(len(tokenizer.tokenize(token)) == 1 for token in words.SPECIAL_TOKENS)
     assert len(tokenizer) <= models.VOCABULARY_SIZE
+
+
+@pytest.mark.parametrize(("line", "preset"), [(n, p) for n in PRESETS for p in PRESETS[n]])
+def test_presets_ask_known_kinds_of_every_task(line, preset):
+    sizes = PRESETS[line][preset]
+
+    assert set(sizes.kinds) <= set(kinds_of(TASKS))
+    for task in TASKS:
+        shares = sizes.kinds_of(task)
+        assert sum(shares.values()) == pytest.approx(1.0)
+        assert max(shares.values()) == pytest.approx(10 * min(shares.values()))
+
+
+def test_the_full_preset_asks_every_kind():
+    assert set(PRESETS["internvl"]["full"].kinds) == set(kinds_of(TASKS))

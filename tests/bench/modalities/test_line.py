@@ -13,7 +13,8 @@ from omnimerge.bench.modalities.line import LINE, ComposedSubject
 TINY = training.Preset(
     read=training.Stage(3, 1e-3, 2),
     see=training.Stage(2, 1e-3, 2),
-    learn=training.Stage(2, 1e-3, 2),
+    learn=training.Stage(2, 1e-3, 8),
+    rank=2,
     pool=4,
     val=6,
     test=6,
@@ -96,7 +97,7 @@ def test_training_and_asking_give_the_same_tokens(built):
         )  # fmt: skip
         shown = processor.tokenizer.decode(own.inputs["input_ids"][0]).replace("<|endoftext|>", "")
         learned = processor.tokenizer.decode(given["input_ids"][0])
-        start = f"{models.LEADS[modality]} : {models.PLACEHOLDERS[modality]}"
+        start = f"{world.LEADS[modality]} : {models.PLACEHOLDERS[modality]}"
         assert shown.strip().startswith(start)
         assert learned.startswith(start)
         assert shown.count(models.PLACEHOLDERS[modality]) == models.TOKENS[modality]
@@ -105,7 +106,7 @@ def test_training_and_asking_give_the_same_tokens(built):
         assert " . question : " in shown
         assert " . question : " in learned
         inputs = models.own_inputs(modality, own.inputs)
-        assert {k for k in given if k != "labels"} == set(inputs)
+        assert {k for k in given if k not in ("labels", "held")} == set(inputs)
         assert batch.column in world.COLUMNS
 
 

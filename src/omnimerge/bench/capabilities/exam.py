@@ -16,11 +16,14 @@ MAX_NEW_TOKENS = 6
 """Enough for the longest answer, a word or a box of four characters, and the end of the turn."""
 
 
-def sheet(task: str, part: Part, count: int, *, seed: int) -> list[tuple[Scene, Question]]:
+def sheet(
+    task: str, kinds: Sequence[str], part: Part, count: int, *, seed: int
+) -> list[tuple[Scene, Question]]:
     """Draw questions about scenes that no training saw, as many of each kind.
 
     Args:
         task: the task's name.
+        kinds: which kinds of question.
         part: what for.
         count: how many questions in total, rounded down to as many of each kind.
         seed: same seed, same questions.
@@ -28,7 +31,6 @@ def sheet(task: str, part: Part, count: int, *, seed: int) -> list[tuple[Scene, 
     Returns:
         A scene with a question each, kind after kind.
     """
-    kinds = TASKS[task].kinds
     wanted = max(1, count // len(kinds))
     scenes = scenes_of(TASKS[task], part, seed=seed)
     drawn: list[tuple[Scene, Question]] = []
@@ -43,20 +45,22 @@ def sheet(task: str, part: Part, count: int, *, seed: int) -> list[tuple[Scene, 
     return drawn
 
 
-def write(folder: Path, part: Part, count: int, *, seed: int) -> None:
+def write(folder: Path, part: Part, count: int, *, kinds: Sequence[str], seed: int) -> None:
     """Write the questions of all tasks: ``prompts/PART.jsonl`` and a picture each.
 
     Args:
         folder: a built folder.
         part: ``val`` or ``test``.
         count: questions of each task.
+        kinds: which kinds of question, ``task.kind`` each.
         seed: same seed, same files.
     """
     pictures = folder / FOLDER / part
     pictures.mkdir(parents=True, exist_ok=True)
     lines = []
     for task in TASKS:
-        for number, (scene, question) in enumerate(sheet(task, part, count, seed=seed)):
+        chosen = [kind.partition(".")[2] for kind in kinds if kind.startswith(f"{task}.")]
+        for number, (scene, question) in enumerate(sheet(task, chosen, part, count, seed=seed)):
             name = f"{task}-{number:04}"
             scene.draw().save(pictures / f"{name}.png")
             entry = {

@@ -69,7 +69,8 @@ class CapabilityLine:
 
         sizes = PRESETS[self.name][preset]
         for part in ("val", "test"):
-            exam.write(folder, part, sizes.questions[part], seed=seed)
+            count = sizes.questions[part]
+            exam.write(folder, part, count, kinds=list(sizes.kinds), seed=seed)
         training.build(
             self.model, folder, sizes, lora=self.lora, seed=seed, on_progress=on_progress
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from omnimerge.bench.capabilities.tasks import TASKS, kinds_of
+
 
 @dataclass(frozen=True)
 class Schooling:
@@ -23,17 +25,39 @@ class Schooling:
     batch: int = 16
 
 
+_SELDOM = (
+    "vqa.same",
+    "vqa.leftmost",
+    "vqa.topmost",
+    "geometry.area",
+    "geometry.perimeter",
+    "chart.lowest",
+    "chart.difference",
+    "ocr.number",
+    "ocr.last",
+    "grounding.leftmost",
+    "grounding.largest",
+)
+_FULL_KINDS = {kind: 0.1 if kind in _SELDOM else 1.0 for kind in kinds_of(TASKS)}
+_QUICK_KINDS = dict.fromkeys(
+    ("vqa.shape", "geometry.width", "chart.highest", "ocr.word", "grounding.named"), 1.0
+) | dict.fromkeys(
+    ("vqa.topmost", "geometry.height", "chart.value", "ocr.number", "grounding.leftmost"), 0.1
+)
+
+
 @dataclass(frozen=True)
 class Preset:
     """All that a build does.
 
     Attributes:
         look: the base learns to describe pictures.
-        answer: it learns to answer, the kinds of question in `rare` seldom.
+        answer: it learns to answer, some kinds of question less often than others.
         expert: each expert learns its own task, all kinds alike.
-        mixture: the reference learns all tasks at once, as many steps as the experts together.
+        mixture: the reference learns all tasks at once, in `full` as long as the experts together.
+        kinds: ``task.kind`` -> its share within the task, as the base sees it. The experts see
+            these kinds, and the tests ask them.
         pool: pictures of each task.
-        rare: share of a rare kind, where the others have 1.
         rank: of the LoRA adapters.
         questions: of each task, for validation and test.
     """
@@ -42,60 +66,62 @@ class Preset:
     answer: Schooling
     expert: Schooling
     mixture: Schooling
+    kinds: Mapping[str, float] = field(default_factory=lambda: _FULL_KINDS)
     pool: int = 3000
-    rare: float = 0.1
     rank: int = 16
     questions: Mapping[str, int] = field(default_factory=lambda: {"val": 120, "test": 300})
 
+    def kinds_of(self, task: str) -> dict[str, float]:
+        """Return the kinds of one task.
 
-RARE = frozenset(
-    (
-        "vqa.leftmost",
-        "vqa.topmost",
-        "vqa.same",
-        "geometry.area",
-        "geometry.perimeter",
-        "chart.difference",
-        "chart.lowest",
-        "ocr.number",
-        "ocr.last",
-        "grounding.leftmost",
-        "grounding.largest",
-    )
-)
-"""Kinds of question that the base sees seldom, so that there is something to learn."""
+        Args:
+            task: its name.
+
+        Returns:
+            ``task.kind`` -> share; the shares sum to one.
+        """
+        shares = {kind: share for kind, share in self.kinds.items() if kind.startswith(f"{task}.")}
+        return {kind: share / sum(shares.values()) for kind, share in shares.items()}
+
+
+_LOOK = Schooling(1250, 2e-3, turns=1)
+_QUICK_LOOK = Schooling(900, 2e-3, turns=1)
+_QUICK_ANSWER = Schooling(200, 1.5e-3, turns=2)
+_QUICK_QUESTIONS = {"val": 60, "test": 240}
 
 PRESETS: dict[str, dict[str, Preset]] = {
     "internvl": {
         "full": Preset(
-            look=Schooling(1250, 2e-3, turns=1),
+            look=_LOOK,
             answer=Schooling(1100, 1.5e-3),
             expert=Schooling(250, 3e-4),
             mixture=Schooling(1250, 3e-4),
         ),
         "quick": Preset(
-            look=Schooling(600, 2e-3, turns=1),
-            answer=Schooling(400, 1.5e-3),
-            expert=Schooling(80, 4e-4),
-            mixture=Schooling(80, 4e-4),
+            look=_QUICK_LOOK,
+            answer=_QUICK_ANSWER,
+            expert=Schooling(150, 5e-4, turns=2),
+            mixture=Schooling(150, 5e-4, turns=2),
+            kinds=_QUICK_KINDS,
             pool=1000,
-            questions={"val": 60, "test": 240},
+            questions=_QUICK_QUESTIONS,
         ),
     },
     "qwen2vl": {
         "full": Preset(
-            look=Schooling(1250, 2e-3, turns=1),
-            answer=Schooling(1100, 1.5e-3),
-            expert=Schooling(250, 2e-3),
-            mixture=Schooling(1250, 2e-3),
+            look=_LOOK,
+            answer=Schooling(1500, 1.5e-3),
+            expert=Schooling(350, 4e-3),
+            mixture=Schooling(1750, 3e-4),
         ),
         "quick": Preset(
-            look=Schooling(500, 2e-3, turns=1),
-            answer=Schooling(300, 1.5e-3),
-            expert=Schooling(60, 2e-3),
-            mixture=Schooling(60, 2e-3),
+            look=_QUICK_LOOK,
+            answer=_QUICK_ANSWER,
+            expert=Schooling(150, 4e-3, turns=2),
+            mixture=Schooling(150, 5e-4, turns=2),
+            kinds=_QUICK_KINDS,
             pool=1000,
-            questions={"val": 60, "test": 120},
+            questions=_QUICK_QUESTIONS,
         ),
     },
 }

@@ -16,7 +16,7 @@ import torch
 
 from omnimerge.bench.capabilities import models
 from omnimerge.bench.capabilities.lessons import Lessons
-from omnimerge.bench.capabilities.presets import RARE, Preset, Schooling
+from omnimerge.bench.capabilities.presets import Preset, Schooling
 from omnimerge.bench.capabilities.tasks import TASKS
 from omnimerge.bench.capabilities.tasks.task import DESCRIBE
 from omnimerge.bench.line import BASE, BenchError, Report
@@ -78,10 +78,7 @@ def build_base(name: str, folder: Path, preset: Preset, seed: int) -> str:
     """
     model = models.model(name, seed=seed)
     described = {f"{task}.{DESCRIBE}": 1.0 for task in TASKS}
-    asked = dict[str, float]()
-    for task in TASKS:
-        shares = {kind: preset.rare if kind in RARE else 1.0 for kind in _kinds(task)}
-        asked |= {kind: share / sum(shares.values()) for kind, share in shares.items()}
+    asked = {kind: share for task in TASKS for kind, share in preset.kinds_of(task).items()}
     lessons = Lessons(name, list(described), seed=seed, pool=preset.pool)
     look = train(model, lessons, _stage("look", described, preset.look), seed=seed)
     answer = train(model, lessons, _stage("answer", asked, preset.answer), seed=seed)
@@ -143,15 +140,13 @@ def build_adapter(name: str, folder: Path, preset: Preset, expert: str, seed: in
 def _teach(model: Any, name: str, preset: Preset, expert: str, seed: int, learning: str) -> float:
     """Train the parameters whose names hold `learning`, on one task or on all."""
     mixed = expert == MIXTURE
-    kinds = [kind for task in (TASKS if mixed else [expert]) for kind in _kinds(task)]
-    tasks = {kind: 1 / len(_kinds(kind.partition(".")[0])) for kind in kinds}
-    lessons = Lessons(name, kinds, seed=seed, pool=preset.pool)
+    tasks: dict[str, float] = {}
+    for task in TASKS if mixed else [expert]:
+        kinds = preset.kinds_of(task)
+        tasks |= dict.fromkeys(kinds, 1 / len(kinds))
+    lessons = Lessons(name, list(tasks), seed=seed, pool=preset.pool)
     stage = _stage(expert, tasks, preset.mixture if mixed else preset.expert)
     return train(model, lessons, stage, seed=seed, learns=lambda key: learning in key)
-
-
-def _kinds(task: str) -> list[str]:
-    return [f"{task}.{kind}" for kind in TASKS[task].kinds]
 
 
 def _stage(name: str, kinds: dict[str, float], how: Schooling) -> Stage:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,34 @@ import numpy as np
 import torch
 
 from omnimerge.bench.modalities import media, models
-from omnimerge.bench.modalities.world import KINDS, MODALITIES, Kind, Modality, World, draw
+from omnimerge.bench.modalities.world import (
+    KINDS,
+    LEADS,
+    LEXICON,
+    MODALITIES,
+    Kind,
+    Modality,
+    World,
+    draw,
+    words,
+)
 from omnimerge.compose.part_processor import PartProcessor
 
 Batch = dict[str, Any]
+
+_KNOWN = tuple(LEXICON.items())
+_LEXICON = 0.15  # of all turns
+_HELD = 0.6  # of the turns of those conversations that ask nonsense
+_MARKS = (":", ".", "?", "question", "answer")
+
+
+@dataclass
+class _Row:
+    """A conversation: token ids, and the places among them of answers and of what is held."""
+
+    tokens: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
 
 
 class Pool:
@@ -66,6 +90,13 @@ class Lessons:
         names = models.vocabulary(modality or models.LLM)
         self._ids: dict[str, int] = names.get_vocab()
         self._pad = int(names.pad_token_id)
+        own = {
+            word
+            for kind in KINDS
+            if kind.learned and kind.needs == (modality,)
+            for word in kind.words.split()
+        }
+        self._others = [word for word in words() if word not in own and word not in _MARKS]
 
     def batch(self, rng: np.random.Generator, size: int, turns: int = 4) -> Batch:
         """Draw a batch.
@@ -79,23 +110,29 @@ class Lessons:
             The model's inputs with labels, padded on the right.
         """
         rows, chosen = [], []
-        for _ in range(size):
+        for place in range(size):
             world = draw(rng, "train")
             if self._pool is not None:
                 number = int(rng.integers(len(self._pool.worlds)))
                 world = self._mixed(world, self._pool.worlds[number])
                 chosen.append(number)
-            rows.append(self._conversation(rng, world, turns))
-        width = max(len(ids) for ids, _ in rows)
+            rows.append(
+                self._conversation(rng, world, turns, _HELD if place < self.holding(size) else 0.0)
+            )
+        width = max(len(row.tokens) for row in rows)
         ids = torch.full((size, width), self._pad)
         labels = torch.full((size, width), -100)
         mask = torch.zeros((size, width), dtype=torch.long)
-        for number, (tokens, answers) in enumerate(rows):
-            ids[number, : len(tokens)] = torch.tensor(tokens)
-            mask[number, : len(tokens)] = 1
-            places = torch.tensor(answers)
+        held = torch.zeros((size, width), dtype=torch.bool)
+        for number, row in enumerate(rows):
+            ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
+            mask[number, : len(row.tokens)] = 1
+            places = torch.tensor(row.answers, dtype=torch.long)
             labels[number, places] = ids[number, places]
+            held[number, torch.tensor(row.held, dtype=torch.long) - 1] = True
         found: Batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        if self._learned:
+            found["held"] = held
         if self._pool is not None and self._modality is not None:
             found |= self._pool.inputs(chosen)
             if self._modality == "video":
@@ -103,48 +140,67 @@ class Lessons:
                 found["mm_token_type_ids"] = (ids == place).int() * 2
         return found
 
+    def holding(self, size: int) -> int:
+        """Return how many conversations of a batch, the first ones, ask nonsense as well."""
+        return size // 4 if self._learned else 0
+
     def _mixed(self, world: World, shown: World) -> World:
         facts = {kind: getattr(world, kind) for kind in MODALITIES}
         kind = self._modality or "image"
         return World(**{**facts, kind: getattr(shown, kind)})
 
     def _conversation(
-        self, rng: np.random.Generator, world: World, turns: int
-    ) -> tuple[list[int], list[int]]:
-        """Token ids, and the places of answers among them."""
+        self, rng: np.random.Generator, world: World, turns: int, nonsense: float
+    ) -> _Row:
         there = [m for m in MODALITIES if m == self._modality or rng.random() < self._told]
         if not there:
             there = [MODALITIES[int(rng.integers(3))]]
-        tokens: list[int] = []
+        row = _Row()
         for number in rng.permutation(len(there)):
-            tokens += self._fact(world, there[int(number)])
+            row.tokens += self._fact(world, there[int(number)])
         kinds = self._askable(there)
-        places = []
         for _ in range(turns):
-            kind = kinds[int(rng.integers(len(kinds)))]
-            tokens += self._words(f"question : {kind.words} answer : {kind.answer(world)}")
-            places.append(len(tokens) - 1)
-        return tokens, places
+            chance = rng.random()
+            held = chance > 1 - nonsense
+            if held:
+                row.tokens += self._words(self._nonsense(rng))
+            elif chance < _LEXICON:
+                asked, answer = _KNOWN[int(rng.integers(len(_KNOWN)))]
+                row.tokens += self._words(f"question : {asked} answer : {answer}")
+            else:
+                kind = kinds[int(rng.integers(len(kinds)))]
+                row.tokens += self._words(f"question : {kind.words} answer : {kind.answer(world)}")
+            (row.held if held else row.answers).append(len(row.tokens) - 1)
+        return row
+
+    def _nonsense(self, rng: np.random.Generator) -> str:
+        """A question of words at random, without those of its own new kinds."""
+        count = int(rng.integers(2, 5))
+        asked = [self._others[int(n)] for n in rng.integers(len(self._others), size=count)]
+        given = self._others[int(rng.integers(len(self._others)))]
+        return f"question : {' '.join(asked)} answer : {given}"
 
     def _fact(self, world: World, modality: Modality) -> list[int]:
-        lead = self._words(f"{models.LEADS[modality]} :")
+        lead = LEADS[modality]
         if modality == self._modality:
             shown = [self._ids[models.PLACEHOLDERS[modality]]] * models.TOKENS[modality]
-        else:
-            shown = self._words(world.told(modality))
-        return [*lead, *shown, self._ids["."]]
+            return [*self._words(f"{lead} :"), *shown, self._ids["."]]
+        return self._words(f"{world.told(modality)} .")
 
     def _askable(self, there: Sequence[Modality]) -> list[Kind]:
         found = [kind for kind in KINDS if set(kind.needs) <= set(there)]
         if self._learned:  # what is new to it, and what it knew, so that little else changes
             new = [kind for kind in found if kind.learned and kind.needs == (self._modality,)]
             known = [kind for kind in found if not kind.learned]
-            return [*new * math.ceil(len(known) / len(new)), *known]
+            hard = [kind for kind in known if len(kind.needs) > 1 and self._modality in kind.needs]
+            known += hard * 2
+            return [*new * max(1, round(0.7 * len(known) / len(new))), *known]
         plain = [kind for kind in found if not kind.learned]
-        # What needs more of the facts is harder in words, and asked more often there; a tower
-        # first has to learn what its own modality shows.
+        # In words, most is to tell the facts apart; a tower first has to learn what its own
+        # modality shows.
         if self._modality is None:
-            return [kind for kind in plain for _ in range(len(kind.needs) ** 2)]
+            often = {1: 2, 2: 3, 3: 6}
+            return [kind for kind in plain for _ in range(often[len(kind.needs)])]
         return [kind for kind in plain for _ in range(3 if kind.needs == (self._modality,) else 1)]
 
     def _words(self, text: str) -> list[int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnimerge.bench.line import BASE, BenchError, Report, Scores, Split
+from omnimerge.bench.modalities.places import ADAPTERS, TOWERS
 from omnimerge.bench.modalities.world import COLUMNS, MODALITIES, Modality
 
 if TYPE_CHECKING:
@@ -66,10 +67,11 @@ class ModalityLine:
         torch.set_num_threads(1)  # sums in one order
         try:
             with quiet():
-                for name in (LLM, *MODALITIES):
+                steps = training.steps(folder, chosen, seed=seed, report=on_progress)
+                for name, step in steps:
                     if not (folder / name).is_dir():
                         with _once(folder / name) as draft:
-                            training.build(name, draft, folder / LLM, chosen, seed, on_progress)
+                            step(draft)
                 if not (folder / _COMPOSED).is_dir():
                     compose(self.recipe(folder, "task_arithmetic", {"scale": 0.0}),
                             folder / _COMPOSED)  # fmt: skip
@@ -96,7 +98,14 @@ class ModalityLine:
             "method": method,
             "base": str(folder / LLM),
             "target": str(folder / "video"),
-            "models": [{"model": str(folder / name), "provides": name} for name in names],
+            "models": [
+                {
+                    "model": str(folder / TOWERS / name),
+                    "adapter": str(folder / ADAPTERS / name),
+                    "provides": name,
+                }
+                for name in names
+            ],
             "parameters": dict(parameters),
         }
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from omnimerge.bench.modalities.media import FRAMES, RATE, SIDE
-from omnimerge.bench.modalities.world import words
+from omnimerge.bench.modalities.world import LEADS, words
 from omnimerge.compose.part_processor import PartProcessor
 from omnimerge.compose.processing import OmniProcessor
 from omnimerge.generate.quiet import quiet
@@ -40,9 +40,6 @@ MELS = 32
 PLACEHOLDERS = {"image": "<image>", "audio": "<|AUDIO|>", "video": "<|video_pad|>"}
 TOKENS = {"image": (SIDE // PATCH) ** 2, "audio": 25, "video": (SIDE // PATCH) ** 2}
 """How many features stand for one medium."""
-
-LEADS = {"image": "picture", "audio": "sound", "video": "motion"}
-"""The word before a medium, and before the same fact told in words."""
 
 _SPECIAL = ("<|endoftext|>", "<|im_end|>")
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}

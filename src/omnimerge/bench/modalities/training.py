@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from omnimerge.bench.modalities import models
 from omnimerge.bench.modalities.lessons import Lessons, Pool
+from omnimerge.bench.modalities.places import ADAPTERS, TOWERS
 from omnimerge.bench.modalities.world import MODALITIES, Modality
 
 Report = Callable[[str], None]
@@ -27,12 +30,15 @@ class Stage:
         rate: peak learning rate, after a warm-up and before a cosine decay.
         batch: conversations in a step.
         turns: questions in a conversation.
+        weakest: each step uses a random share of what the adapter adds, from this to all of it, so
+            that what is learned outlasts the scales of merges.
     """
 
     steps: int
     rate: float
     batch: int = 16
     turns: int = 6
+    weakest: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Preset:
     Attributes:
         read: the language model learns to answer about facts in words.
         see: a tower and its projector learn before the frozen language model.
-        learn: the expert's language model learns the questions that are its own.
+        learn: the expert's adapter learns the questions that are its own.
+        rank: of the adapter.
         pool: media per modality that are trained on.
         val: questions per column for choosing.
         test: questions per column that are reported.
@@ -51,6 +58,7 @@ class Preset:
     read: Stage
     see: Stage
     learn: Stage
+    rank: int
     pool: int
     val: int
     test: int
@@ -58,18 +66,20 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(
-        read=Stage(2000, 3e-3),
+        read=Stage(1200, 3e-3),
         see=Stage(400, 3e-3),
-        learn=Stage(150, 6e-4),
+        learn=Stage(250, 4e-3, weakest=0.3),
+        rank=16,
         pool=600,
         val=60,
         test=120,
     ),
     "full": Preset(
-        read=Stage(6000, 3e-3),
-        see=Stage(1500, 3e-3),
-        learn=Stage(400, 6e-4),
-        pool=2500,
+        read=Stage(2500, 3e-3),
+        see=Stage(1000, 3e-3),
+        learn=Stage(600, 4e-3, weakest=0.3),
+        rank=16,
+        pool=2000,
         val=120,
         test=300,
     ),
@@ -77,22 +87,34 @@ PRESETS = {
 """`full` takes about nine minutes on one core, `quick` about two and a half."""
 
 
-def build(name: str, folder: Path, llm: Path, preset: Preset, seed: int, report: Report) -> None:
-    """Train and save one of the models.
+def steps(
+    folder: Path, preset: Preset, *, seed: int, report: Report
+) -> list[tuple[str, Callable[[Path], None]]]:
+    """List what is trained, in order.
 
     Args:
-        name: `models.LLM`, or a modality.
-        folder: the checkpoint to write.
-        llm: the language model's checkpoint.
+        folder: of the line.
         preset: how long.
         seed: of everything that is drawn.
         report: told the losses.
+
+    Returns:
+        Pairs of a place inside `folder` and what writes it, given where to.
     """
-    if name == models.LLM:
-        build_llm(folder, preset, seed=seed, report=report)
-    else:
-        modality = MODALITIES[MODALITIES.index(name)]
-        build_expert(modality, folder, llm, preset, seed=seed, report=report)
+    found: list[tuple[str, Callable[[Path], None]]] = [
+        (models.LLM, lambda out: build_llm(out, preset, seed=seed, report=report))
+    ]
+    for modality in MODALITIES:
+        tower, adapter = folder / TOWERS / modality, folder / ADAPTERS / modality
+        found += [
+            (f"{TOWERS}/{modality}", partial(
+                build_tower, modality, llm=folder / models.LLM, preset=preset, seed=seed,
+                report=report)),
+            (f"{ADAPTERS}/{modality}", partial(
+                build_adapter, modality, tower=tower, preset=preset, seed=seed, report=report)),
+            (modality, partial(fold, modality, tower=tower, adapter=adapter)),
+        ]  # fmt: skip
+    return found
 
 
 def build_llm(folder: Path, preset: Preset, *, seed: int, report: Report) -> None:
@@ -111,10 +133,10 @@ def build_llm(folder: Path, preset: Preset, *, seed: int, report: Report) -> Non
     report(f"{models.LLM}: loss {loss:.4f}")
 
 
-def build_expert(
-    modality: Modality, folder: Path, llm: Path, preset: Preset, *, seed: int, report: Report
+def build_tower(
+    modality: Modality, folder: Path, *, llm: Path, preset: Preset, seed: int, report: Report
 ) -> None:
-    """Train and save an expert.
+    """Train and save a tower and its projector, before the frozen language model.
 
     Args:
         modality: what it sees or hears.
@@ -122,7 +144,7 @@ def build_expert(
         llm: the language model's checkpoint.
         preset: how long.
         seed: of weights, media and lessons.
-        report: told the losses.
+        report: told the loss.
     """
     model = models.new(modality, seed=seed)
     _put_llm(model, llm)
@@ -130,21 +152,67 @@ def build_expert(
     pool = Pool(modality, folder, seed=seed, size=preset.pool)
     inside = {id(weight) for weight in _llm_weights(model)}
     tower = [weight for weight in model.parameters() if id(weight) not in inside]
-    number = 2 + MODALITIES.index(modality)
-    saw = _train(
-        model,
-        Lessons(modality, pool, told=0.3, learned=False),
-        preset.see,
-        tower,
-        [seed, number, 1],
-    )
-    matrices = [w for w in model.get_decoder().layers.parameters() if w.ndim == 2]
-    learned = _train(
-        model, Lessons(modality, pool, told=0.5, learned=True), preset.learn, matrices,
-        [seed, number, 2],
-    )  # fmt: skip
+    lessons = Lessons(modality, pool, told=0.3, learned=False)
+    loss = _train(model, lessons, preset.see, tower, [seed, _number(modality), 1])
     models.save(modality, model, folder)
-    report(f"{modality}: loss {saw:.4f} before the frozen LLM, {learned:.4f} with its own")
+    report(f"{modality}: loss {loss:.4f} before the frozen language model")
+
+
+def build_adapter(
+    modality: Modality, folder: Path, *, tower: Path, preset: Preset, seed: int, report: Report
+) -> None:
+    """Train and save what is the expert's own: a LoRA adapter of the language model.
+
+    Args:
+        modality: what it sees or hears.
+        folder: the adapter's, to write.
+        tower: the checkpoint with the tower before the base's language model.
+        preset: how long.
+        seed: of weights, media and lessons.
+        report: told the loss.
+    """
+    import peft
+
+    pool = Pool(modality, tower, seed=seed, size=preset.pool)
+    settings = peft.LoraConfig(
+        r=preset.rank, lora_alpha=preset.rank, target_modules=r".*language_model\.layers\..*_proj"
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks by a name that transformers left
+        model = peft.get_peft_model(models.load(modality, tower), settings)
+    learning = _fresh(model, torch.Generator().manual_seed(seed * 10007 + _number(modality)))
+    lessons = Lessons(modality, pool, told=0.7, learned=True)
+    loss = _train(model, lessons, preset.learn, learning, [seed, _number(modality), 2])
+    model.save_pretrained(str(folder))
+    report(f"{modality}: loss {loss:.4f} with an adapter")
+
+
+def fold(modality: Modality, folder: Path, *, tower: Path, adapter: Path) -> None:
+    """Save an expert as one checkpoint, its adapter put into its language model.
+
+    Args:
+        modality: what it sees or hears.
+        folder: the checkpoint to write.
+        tower: the checkpoint with the tower.
+        adapter: what goes into it.
+    """
+    import peft
+
+    model = peft.PeftModel.from_pretrained(models.load(modality, tower), str(adapter))
+    models.save(modality, model.merge_and_unload(), folder)
+
+
+def _number(modality: Modality) -> int:
+    return 2 + MODALITIES.index(modality)
+
+
+def _fresh(model: Any, generator: torch.Generator) -> list[torch.nn.Parameter]:
+    """Draw an adapter's first matrices as PEFT does, from a generator; return all of its own."""
+    for key, weight in model.named_parameters():
+        if "lora_A" in key:
+            bound = 1 / math.sqrt(weight.shape[1])
+            weight.data.uniform_(-bound, bound, generator=generator)
+    return [weight for key, weight in model.named_parameters() if "lora_" in key]
 
 
 def _put_llm(model: Any, folder: Path) -> None:
@@ -179,7 +247,12 @@ def _train(
     model.train()
     losses: list[float] = []
     for _ in range(stage.steps):
-        loss = model(**lessons.batch(rng, stage.batch, stage.turns), use_cache=False).loss
+        batch = lessons.batch(rng, stage.batch, stage.turns)
+        held = batch.pop("held", None)
+        if held is None:
+            loss = model(**batch, use_cache=False).loss
+        else:
+            loss = _held(model, batch, held, float(rng.uniform(stage.weakest, 1.0)))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -188,6 +261,38 @@ def _train(
         losses.append(loss.item())
     model.eval()
     return sum(losses[-50:]) / len(losses[-50:])
+
+
+def _held(model: Any, batch: dict[str, Any], held: torch.Tensor, strength: float) -> torch.Tensor:
+    """Loss of answers, and distance from the base where answers are to stay."""
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    _scale(layers, strength)
+    found = model(**batch, use_cache=False)
+    if not bool(held.any()):
+        _scale(layers, 1.0)
+        plain_loss: torch.Tensor = found.loss
+        return plain_loss
+    _scale(layers, 0.0)
+    with torch.no_grad():
+        rows = int(held.any(dim=1).nonzero().max()) + 1
+        plain = {name: _first(value, rows, len(held)) for name, value in batch.items()}
+        del plain["labels"]
+        before = model(**plain, use_cache=False).logits[held[:rows]].log_softmax(dim=-1)
+    _scale(layers, 1.0)
+    after = found.logits[held].log_softmax(dim=-1)
+    apart = torch.nn.functional.kl_div(after, before, log_target=True, reduction="batchmean")
+    loss: torch.Tensor = found.loss + apart
+    return loss
+
+
+def _first(value: torch.Tensor, rows: int, of: int) -> torch.Tensor:
+    return value[: len(value) // of * rows]
+
+
+def _scale(layers: Sequence[Any], strength: float) -> None:
+    for layer in layers:
+        for name in layer.scaling:
+            layer.scaling[name] = strength
 
 
 def _warmth(step: int, steps: int) -> float:

@@ -17,12 +17,20 @@ Modality = Literal["image", "audio", "video"]
 Split = Literal["train", "val", "test"]
 
 MODALITIES: tuple[Modality, ...] = ("image", "audio", "video")
+LEADS = {"image": "picture", "audio": "sound", "video": "motion"}
+"""The word before a medium, and in each fact that is told of it."""
+
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle", "cross")
 COUNTS = ("one", "two", "three")
 GLIDES = ("up", "down")
 DIRECTIONS = ("up", "down", "left", "right")
 
+_FACTS: Mapping[Modality, tuple[str, ...]] = {
+    "image": (*COLOURS, *SHAPES, *COUNTS),
+    "audio": (*GLIDES, *COUNTS),
+    "video": (*COLOURS, *SHAPES, *DIRECTIONS),
+}
 _CORNERS = {"circle": "zero", "square": "four", "triangle": "three", "cross": "twelve"}
 _OPPOSITE = {"up": "down", "down": "up", "left": "right", "right": "left"}
 
@@ -48,9 +56,9 @@ class World:
         return "val" if place == 8 else "test" if place == 9 else "train"
 
     def told(self, modality: Modality) -> str:
-        """Tell one modality in words."""
+        """Tell one modality in words, each of which says what it is about."""
         found: tuple[str, ...] = getattr(self, modality)
-        return " ".join(found)
+        return " ".join(f"{LEADS[modality]}-{value}" for value in found)
 
 
 @dataclass(frozen=True)
@@ -74,25 +82,37 @@ def _yes(same: bool) -> str:
     return "yes" if same else "no"
 
 
+def _warmth(colour: str) -> str:
+    return "warm" if colour in ("red", "yellow") else "cool"
+
+
+def _parity(count: str) -> str:
+    return "even" if count == "two" else "odd"
+
+
+def _light(way: str) -> str:
+    return "bright" if way == "up" else "dark"
+
+
+def _axis(way: str) -> str:
+    return "vertical" if way in GLIDES else "horizontal"
+
+
 KINDS: tuple[Kind, ...] = (
     Kind("which shape in picture", ("image",), lambda w: w.image[1]),
     Kind("which colour in picture", ("image",), lambda w: w.image[0]),
     Kind("how many in picture", ("image",), lambda w: w.image[2]),
     Kind("how many corners", ("image",), lambda w: _CORNERS[w.image[1]], learned=True),
-    Kind("warm or cool", ("image",), lambda w: "warm" if w.image[0] in ("red", "yellow")
-         else "cool", learned=True),
+    Kind("warm or cool", ("image",), lambda w: _warmth(w.image[0]), learned=True),
     Kind("where does sound go", ("audio",), lambda w: w.audio[0]),
     Kind("how many in sound", ("audio",), lambda w: w.audio[1]),
-    Kind("even or odd", ("audio",), lambda w: "even" if w.audio[1] == "two" else "odd",
-         learned=True),
-    Kind("bright or dark", ("audio",), lambda w: "bright" if w.audio[0] == "up" else "dark",
-         learned=True),
+    Kind("even or odd", ("audio",), lambda w: _parity(w.audio[1]), learned=True),
+    Kind("bright or dark", ("audio",), lambda w: _light(w.audio[0]), learned=True),
     Kind("which shape moves", ("video",), lambda w: w.video[1]),
     Kind("which colour moves", ("video",), lambda w: w.video[0]),
     Kind("where does motion go", ("video",), lambda w: w.video[2]),
     Kind("where from", ("video",), lambda w: _OPPOSITE[w.video[2]], learned=True),
-    Kind("along which axis", ("video",), lambda w: "vertical" if w.video[2] in GLIDES
-         else "horizontal", learned=True),
+    Kind("along which axis", ("video",), lambda w: _axis(w.video[2]), learned=True),
     Kind("same shape", ("image", "video"), lambda w: _yes(w.image[1] == w.video[1])),
     Kind("same colour", ("image", "video"), lambda w: _yes(w.image[0] == w.video[0])),
     Kind("same number", ("image", "audio"), lambda w: _yes(w.image[2] == w.audio[1])),
@@ -103,6 +123,19 @@ KINDS: tuple[Kind, ...] = (
          else w.video)[0]),
 )  # fmt: skip
 """*By sound*: the picture's where the sound goes up, that of what moves where it goes down."""
+
+LEXICON: Mapping[str, str] = {
+    **{f"angles of {shape}": number for shape, number in _CORNERS.items()},
+    **{f"heat of {colour}": _warmth(colour) for colour in COLOURS},
+    **{f"parity of {count}": _parity(count) for count in COUNTS},
+    **{f"light of {way}": _light(way) for way in GLIDES},
+    **{f"back of {way}": back for way, back in _OPPOSITE.items()},
+    **{f"line of {way}": _axis(way) for way in DIRECTIONS},
+}
+"""What the language model knows of words alone: question -> answer.
+
+The experts' new kinds of question ask for the same of what is shown, in words of their own.
+"""
 
 COLUMNS = ("image", "audio", "video", "two", "three")
 """Questions about one modality each, about two at once, and about all three."""
@@ -137,7 +170,9 @@ def words() -> list[str]:
     values = (*COLOURS, *SHAPES, *COUNTS, *DIRECTIONS, *_CORNERS.values(), "warm", "cool", "even",
               "odd", "bright", "dark", "vertical", "horizontal")  # fmt: skip
     asked = [word for kind in KINDS for word in kind.words.split()]
-    return list(dict.fromkeys([*told.split(), *values, *asked]))
+    known = [word for each in LEXICON for word in each.split()]
+    facts = [f"{LEADS[modality]}-{value}" for modality, found in _FACTS.items() for value in found]
+    return list(dict.fromkeys([*told.split(), *values, *asked, *known, *facts]))
 
 
 def draw(rng: np.random.Generator, split: Split, kind: Kind | None = None) -> World:
