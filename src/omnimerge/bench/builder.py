@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omnimerge.bench import results
 from omnimerge.bench.line import BenchError, Line, Report
+from omnimerge.bench.processes import alone_in
 from omnimerge.errors import suggestion
 
 
@@ -34,7 +35,8 @@ def build(
         The folders of the seeds.
 
     Raises:
-        BenchError: for an unknown preset, or a folder of another line or preset.
+        BenchError: for an unknown preset, or a folder of another line or preset, or one that
+            another process writes into.
     """
     if preset not in line.presets:
         known = ", ".join(line.presets)
@@ -43,11 +45,13 @@ def build(
     built = []
     for seed in range(seeds):
         place = folder / f"seed-{seed}"
-        _refuse_another(place, line.name, preset)
-        if (place / results.BUILD_NAME).is_file():
-            on_progress(f"seed {seed}: complete already")
-        else:
-            _build(line, place, preset, seed, command, on_progress)
+        place.mkdir(parents=True, exist_ok=True)
+        with alone_in(place):
+            _refuse_another(place, line.name, preset)
+            if (place / results.BUILD_NAME).is_file():
+                on_progress(f"seed {seed}: complete already")
+            else:
+                _build(line, place, preset, seed, command, on_progress)
         built.append(place)
     return built
 
@@ -55,7 +59,6 @@ def build(
 def _build(
     line: Line, place: Path, preset: str, seed: int, command: Sequence[str], on_progress: Report
 ) -> None:
-    place.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     (place / _BEGUN).write_text(f"{line.name} {preset}\n", encoding="utf-8")
     line.build(

@@ -16,6 +16,7 @@ from typing import Any
 from omnimerge.bench import grid, results
 from omnimerge.bench.cost import measure
 from omnimerge.bench.line import BASE, BenchError, Line, Report, Subject
+from omnimerge.bench.processes import alone_in
 from omnimerge.bench.results import Build, Point, Results, Row, mean
 from omnimerge.errors import OmnimergeError
 from omnimerge.search import select
@@ -210,10 +211,12 @@ def run(
         The results.
 
     Raises:
-        BenchError: if a method yields no model that loads and answers.
+        BenchError: if a method yields no model that loads and answers, or another process writes
+            into the folder.
     """
     built = results.read(Build, folder / results.BUILD_NAME)
-    rows = Run(line, folder, methods, scales, on_progress, keep).rows()
+    with alone_in(folder):
+        rows = Run(line, folder, methods, scales, on_progress, keep).rows()
     outcome = Results(
         line=built.line,
         preset=built.preset,

@@ -8,9 +8,7 @@ more kinds of question, other ones in each (stage 2).
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +17,7 @@ import torch
 
 from omnimerge.bench import miniatures
 from omnimerge.bench.lessons import Lessons
+from omnimerge.bench.processes import trainers
 from omnimerge.bench.stages import LEARN, READ, REVISE, SEE, Stage
 from omnimerge.errors import CheckpointError
 
@@ -145,8 +144,7 @@ def build(
         The folders written.
     """
     report = on_progress or (lambda _: None)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context, initializer=_one_thread) as pool:
+    with trainers() as pool:
         report(f"{miniatures.LLM}: learns to read")
         report(pool.submit(build_llm, folder / miniatures.LLM, seed=seed).result())
         report(f"{miniatures.TARGET}, {miniatures.DONOR}: learn to see")
@@ -157,14 +155,6 @@ def build(
         for job in jobs:
             report(job.result())
     return [folder / name for name in miniatures.NAMES]
-
-
-def _one_thread() -> None:
-    """Set up a worker: sums in one order, and no progress bars between the lines of ours."""
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
 
 
 def build_llm(folder: Path, *, seed: int) -> str:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import multiprocessing
-import os
 import shutil
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from omnimerge.bench.capabilities.presets import Preset, Schooling
 from omnimerge.bench.capabilities.tasks import TASKS
 from omnimerge.bench.capabilities.tasks.task import DESCRIBE
 from omnimerge.bench.line import BASE, BenchError, Report
+from omnimerge.bench.processes import trainers
 from omnimerge.bench.stages import Stage
 from omnimerge.bench.training import train
 
@@ -46,9 +44,7 @@ def build(
     """
     if lora:
         _check_peft()
-    context = multiprocessing.get_context("spawn")
-    workers = min(2, _cores())
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with trainers() as pool:
         if not (folder / BASE).is_dir():
             on_progress(f"{name}: learns to see")
             on_progress(pool.submit(build_base, name, folder, preset, seed).result())
@@ -167,21 +163,6 @@ def _finish(folder: Path, save: Any) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     save(hidden)
     hidden.rename(folder)
-
-
-def _cores() -> int:
-    """Count the processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _one_thread() -> None:
-    """Set up a worker: sums in one order, and no progress bars between the lines of ours."""
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
 
 
 def _check_peft() -> None:
