@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from omnimerge.bench import cost, results, runner
 from omnimerge.bench.capabilities import models, training
 from omnimerge.bench.capabilities.line import INTERNVL, QWEN2VL, Merged
+from omnimerge.bench.capabilities.presets import PRESETS
 from omnimerge.bench.line import BenchError
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.errors import GenerationError
@@ -146,3 +147,24 @@ def test_in_memory_is_what_is_on_disk(qwen2vl, tmp_path):
     subject.put(recipe)
 
     assert subject.answers() == Merged(tmp_path, "out").answers()
+
+
+@pytest.mark.parametrize("line", [INTERNVL, QWEN2VL])
+def test_experts_are_trained_again_from_the_base(line, request, tmp_path, monkeypatch, tiny):
+    built = request.getfixturevalue(line.name)
+    here = tmp_path / "seed-0"
+    shutil.copytree(built, here)
+    mark_built(here, line)
+    monkeypatch.setitem(PRESETS[line.name], "quick", tiny)
+
+    for out, factor in (("usual", 1.0), ("longer", 2.0)):
+        (tmp_path / out).mkdir()
+        line.trainer(here)(tmp_path / out, factor)
+
+    name = "adapter_model.safetensors" if line.lora else "model.safetensors"
+    first, usual, longer = (
+        load_file(folder / "ocr" / name)
+        for folder in (here, tmp_path / "usual", tmp_path / "longer")
+    )
+    assert all(torch.equal(first[key], usual[key]) for key in first)
+    assert not all(torch.equal(first[key], longer[key]) for key in first)

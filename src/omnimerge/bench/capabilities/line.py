@@ -5,11 +5,12 @@ This file imports neither torch nor transformers until something is built or ask
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnimerge.bench import results
 from omnimerge.bench.capabilities.presets import PRESETS
 from omnimerge.bench.capabilities.tasks import TASKS
 from omnimerge.bench.line import BASE, BenchError, Line, Report, Scores, Split
@@ -74,6 +75,33 @@ class CapabilityLine:
         training.build(
             self.model, folder, sizes, lora=self.lora, seed=seed, on_progress=on_progress
         )
+
+    def trainer(self, folder: Path) -> Callable[[Path, float], None]:
+        """Return what trains the experts again, for longer or shorter.
+
+        Args:
+            folder: a built folder.
+
+        Returns:
+            Takes a folder, which gets one subfolder per expert, and a factor on the usual steps.
+        """
+        from omnimerge.bench.capabilities import training
+
+        built = results.read(results.Build, folder / results.BUILD_NAME)
+        sizes = PRESETS[self.name][built.preset]
+
+        def train(out: Path, factor: float) -> None:
+            expert = replace(sizes.expert, steps=max(1, round(factor * sizes.expert.steps)))
+            training.train_experts(
+                self.model,
+                folder,
+                replace(sizes, expert=expert),
+                lora=self.lora,
+                seed=built.seed,
+                out=out,
+            )
+
+        return train
 
     def recipe(self, folder: Path, method: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return the recipe that merges all experts: the matrices of the LLM's layers, as OptMerge.

@@ -6,6 +6,7 @@ import hashlib
 import math
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,38 @@ def build(
         missing = [each for each in (MIXTURE, *TASKS) if not (folder / each).is_dir()]
         if missing:
             on_progress(f"{name}: learns more: {', '.join(missing)}")
-        work = build_adapter if lora else build_expert
         jobs = [
-            pool.submit(build_expert if each == MIXTURE else work, name, folder, preset, each, seed)
-            for each in missing
+            pool.submit(_work(each, lora), name, folder, preset, each, seed) for each in missing
         ]
         for job in jobs:
             on_progress(job.result())
+
+
+def train_experts(
+    name: str, folder: Path, preset: Preset, *, lora: bool, seed: int, out: Path
+) -> None:
+    """Train all experts of a built line again, somewhere else.
+
+    Args:
+        name: the miniature.
+        folder: where the base is.
+        preset: how long.
+        lora: whether the experts are LoRA adapters.
+        seed: of the lessons; that of the build gives the build's experts.
+        out: where to; one subfolder per expert.
+    """
+    if lora:
+        _check_peft()
+    with trainers() as pool:
+        jobs = [
+            pool.submit(_work(each, lora), name, folder, preset, each, seed, out) for each in TASKS
+        ]
+        for job in jobs:
+            job.result()
+
+
+def _work(expert: str, lora: bool) -> Callable[..., str]:
+    return build_adapter if lora and expert != MIXTURE else build_expert
 
 
 def build_base(name: str, folder: Path, preset: Preset, seed: int) -> str:
@@ -82,34 +108,40 @@ def build_base(name: str, folder: Path, preset: Preset, seed: int) -> str:
     return f"{BASE}: loss {look:.3f} describing, {answer:.3f} answering"
 
 
-def build_expert(name: str, folder: Path, preset: Preset, expert: str, seed: int) -> str:
+def build_expert(
+    name: str, folder: Path, preset: Preset, expert: str, seed: int, out: Path | None = None
+) -> str:
     """Fine-tune the language model of the base, all of its layers.
 
     Args:
         name: the miniature.
-        folder: where the base is, and the expert's folder goes.
+        folder: where the base is.
         preset: how long.
         expert: a task, or `MIXTURE` for all of them.
         seed: of the lessons.
+        out: where the expert's folder goes; default: beside the base.
 
     Returns:
         A line about the last loss.
     """
     model = models.load(name, folder / BASE)
     loss = _teach(model, name, preset, expert, seed, "language_model.layers.")
-    _finish(folder / expert, lambda out: models.save(name, model, out))
+    _finish((out or folder) / expert, lambda place: models.save(name, model, place))
     return f"{expert}: loss {loss:.3f}"
 
 
-def build_adapter(name: str, folder: Path, preset: Preset, expert: str, seed: int) -> str:
+def build_adapter(
+    name: str, folder: Path, preset: Preset, expert: str, seed: int, out: Path | None = None
+) -> str:
     """Train a LoRA adapter of the base's language model with PEFT.
 
     Args:
         name: the miniature.
-        folder: where the base is, and the adapter's folder goes.
+        folder: where the base is.
         preset: how long.
         expert: a task.
         seed: of the lessons and the first weights.
+        out: where the adapter's folder goes; default: beside the base.
 
     Returns:
         A line about the last loss.
@@ -129,7 +161,7 @@ def build_adapter(name: str, folder: Path, preset: Preset, expert: str, seed: in
         if "lora_A" in key:
             _draw(f"{seed} {expert} {key}", weight.data)
     loss = _teach(model, name, preset, expert, seed, "lora_")
-    _finish(folder / expert, lambda out: model.save_pretrained(str(out)))
+    _finish((out or folder) / expert, lambda place: model.save_pretrained(str(place)))
     return f"{expert}: loss {loss:.3f}"
 
 

@@ -24,8 +24,8 @@ ABOUT = "how well experts merge by how long, or how fast, they were trained"
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 METHODS = ("task_arithmetic", "optmerge")
 
-Train = Callable[[str, Path, float], None]
-"""(expert's name, its folder, factor): train the expert with that many times its usual steps."""
+Train = Callable[[Path, float], None]
+"""(folder, factor): train every expert with that many times its usual steps, a subfolder each."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def run(
     Args:
         line: the line.
         folder: a built folder of it; its base is where the experts start.
-        train: trains one expert.
+        train: trains the experts.
         seed: of the folder.
         setting: what is trained, merged and scored.
         on_progress: told about each factor.
@@ -71,8 +71,7 @@ def run(
     rows = []
     for factor in setting.factors:
         with tempfile.TemporaryDirectory() as scratch:
-            for name in line.experts:
-                train(name, Path(scratch) / name, factor)
+            train(Path(scratch), factor)
             folders = [Path(scratch) / name for name in line.experts]
             values = _scored(line, folder, subject, folders, setting)
         rows.append(Entry(name=f"{factor:g} x", values=values))

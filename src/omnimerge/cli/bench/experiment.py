@@ -59,4 +59,4 @@ def _on_a_line(name: str, module: Any, folder: Path) -> Any:
     trainer = getattr(line, "trainer", None)
     if trainer is None:
         raise BenchError(f"line {line.name} cannot train its experts for longer")
-    return module.run(line, folder, trainer(folder, seed), seed=seed, **tell)
+    return module.run(line, folder, trainer(folder), seed=seed, **tell)
