@@ -1,4 +1,4 @@
-"""Write the docs pages that follow from the code: methods, recipe keys, layouts, commands.
+"""Write the docs pages that follow from code and results: methods, recipe keys, benchmark, ...
 
 python tools/docs.py            # write them
 python tools/docs.py --check    # fail if one is not what the code says
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["COLUMNS"] = "100"
@@ -16,12 +17,16 @@ os.environ["COLUMNS"] = "100"
 import click
 
 from omnimerge.arch import layouts
+from omnimerge.bench import experiments, lines, tables
+from omnimerge.bench.experiments.result import Experiment, read_experiment
+from omnimerge.bench.results import Results
 from omnimerge.cli import main as cli
 from omnimerge.cli.methods import describe_param
 from omnimerge.engine.recipe import Recipe
 from omnimerge.methods import all_methods
 
 DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "bench"
 _NOTE = "<!-- Written by tools/docs.py from the code; run `make docs` to change it. -->\n\n"
 
 _RECIPE_KEYS = {
@@ -134,6 +139,86 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
+def bench_page() -> str:
+    """The tables and findings of the miniature benchmark, from the committed results."""
+    parts = [_BENCH]
+    for name in lines.names():
+        folder = RESULTS / name
+        if not folder.is_dir():
+            continue
+        runs = tables.read_results(folder)
+        (table,) = tables.make_tables(runs)
+        first = runs[0]
+        parts += [f"## `{name}`", lines.get(name).about + ".", _where(first)]
+        searched = {row.name: row for row in table.lines if row.kind == "search"}
+        plain = tuple(row for row in table.lines if row.kind != "search")
+        parts += [tables.markdown(replace(table, lines=plain))]
+        if searched:
+            rows = [
+                f"| {row.name} | {_average(row)} | {_average(searched[row.name])} | {_scales(row)} | "
+                f"{_scales(searched[row.name])} |"
+                for row in plain
+                if row.kind == "method" and row.name in searched
+            ]
+            parts += ["### Scales chosen without labels", "\n".join([_SEARCHED, *rows])]
+        files = sorted((folder / "experiments").glob("*.json"))
+        found = {file.stem: read_experiment(file) for file in files}
+        parts += [_finding(found[each]) for each in experiments.names() if each in found]
+    return "\n\n".join(parts)
+
+
+_BENCH = """# Results of the miniature benchmark
+
+Made by `python benchmarks/bench.py FOLDER --save`, which prints every command that it runs; the numbers
+per seed are in `benchmarks/results/bench/`, and `omnimerge bench table benchmarks/results/bench/internvl` prints
+them. How they came about, and what they cannot show: [The miniature benchmark](bench.md). All charts are on
+[one page](bench-page.html). Right answers in percent, mean ± deviation over seeds; the best method of a
+column in bold; `gain` is the average less that of the same seed's base, and `scale` what each seed chose on
+its validation questions."""
+
+_SEARCHED = """The average on the test at the scale that labels choose (validation split), and at the one that
+`unanimity` chooses from the same questions without their labels.
+
+| method | by labels | without | scales | without |
+|---|--:|--:|--:|--:|"""
+
+
+def _where(run: Results) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in run.environment.versions.items())
+    return f"{run.environment.cores} cores, {run.environment.machine}; {versions}."
+
+
+def _average(row: tables.TableRow) -> str:
+    return row.cells[tables.AVERAGE].text()
+
+
+def _scales(row: tables.TableRow) -> str:
+    return " ".join(f"{value:g}" for value in row.chosen)
+
+
+def _finding(found: Experiment) -> str:
+    """One experiment: what was asked, its table or curves, and what came out."""
+    seeds = ", ".join(map(str, found.seeds))
+    parts = [f"### {found.title} ({found.paper})", f"{found.question} Seed {seeds}."]
+    if found.rows:
+        head, rows = [found.head, *found.columns], found.rows
+        cells = [[row.name, *(_number(v, found.digits) for v in row.values)] for row in rows]
+    else:
+        head = [found.x, *(f"{x:g}" for x in found.curves[0].x)]
+        cells = [[curve.name, *(f"{y:.4g}" for y in curve.y)] for curve in found.curves]
+    lines_ = [head, ["---", *["--:"] * (len(head) - 1)], *cells]
+    parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines_))
+    if found.levels:
+        levels = ", ".join(f"{name} {value:.4g}" for name, value in found.levels.items())
+        parts.append(f"For comparison: {levels}.")
+    parts.append("\n".join(f"- {sentence}" for sentence in found.outcome))
+    return "\n\n".join(parts)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 def main() -> None:
     """Write the pages, or check them."""
     pages = {
@@ -141,6 +226,7 @@ def main() -> None:
         "recipe.md": recipe_page(),
         "layouts.md": layouts_page(),
         "commands.md": commands_page(),
+        "bench-results.md": bench_page(),
     }
     stale = []
     for name, text in pages.items():

@@ -229,7 +229,8 @@ def test_the_command(folder, tmp_path):
     [
         (["report", "nowhere"], "nowhere is not there"),
         (["report", "."], "no results, analyses or experiments in there"),
-        (["experiment", "ablation", "."], "is no built line"),
+        (["experiment", "ablation", "."], "is no built seed of a line"),
+        (["analyze", "."], "is no built seed of a line"),
         (["experiment", "abblation", "."], "did you mean 'ablation'"),
         (["analyze", "nowhere.yaml"], "nowhere.yaml"),
     ],

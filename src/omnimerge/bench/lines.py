@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
+from omnimerge.bench import results
 from omnimerge.bench.line import BenchError, Line
 from omnimerge.errors import suggestion
 
@@ -41,3 +43,24 @@ def get(name: str) -> Line:
     module, attribute = _HOMES[name]
     line: Line = getattr(import_module(module), attribute)
     return line
+
+
+def built(folder: Path) -> Line:
+    """Return the line that a folder was built for.
+
+    Args:
+        folder: of one seed.
+
+    Returns:
+        The line.
+
+    Raises:
+        BenchError: if there is no complete build.
+    """
+    file = folder / results.BUILD_NAME
+    if not file.is_file():
+        raise BenchError(
+            f"{folder} is no built seed of a line (it has no {results.BUILD_NAME}); "
+            "`omnimerge bench build` makes one"
+        )
+    return get(results.read(results.Build, file).line)

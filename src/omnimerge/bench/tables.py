@@ -63,6 +63,7 @@ class TableRow:
         name: of the model or method.
         kind: what it is.
         cells: column -> number; `AVERAGE` too. Empty for a refused method.
+        gain: its average less the base's, seed by seed; None for the base and refused methods.
         best: columns in which it is the best method.
         seconds: time of the merge.
         peak_bytes: memory of the merge.
@@ -73,6 +74,7 @@ class TableRow:
     name: str
     kind: str
     cells: dict[str, Cell]
+    gain: Cell | None
     best: frozenset[str]
     seconds: Cell | None
     peak_bytes: Cell | None
@@ -161,7 +163,8 @@ def _table(group: Sequence[Results]) -> Table:
         )
         for column in columns
     }
-    made = [_line(key, found, cells[key], best) for key, found in rows.items()]
+    gains = _gains(group)
+    made = [_line(key, found, cells[key], gains.get(key), best) for key, found in rows.items()]
     ordered = sorted(made, key=lambda line: (_ORDER[line.kind], _rank(line)))
     return Table(first.line, first.preset, seeds, first.columns, tuple(ordered))
 
@@ -176,8 +179,23 @@ def _cells(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Cell]:
     return {column: Cell.of([row[column] for row in scored]) for column in columns if scored}
 
 
+def _gains(group: Sequence[Results]) -> dict[tuple[str, str], Cell]:
+    """Averages against the base of the same seed, whose own differ more than what is compared."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for each in group:
+        base = next((row.average for row in each.rows if row.kind == "base"), None)
+        for row in each.rows:
+            if row.kind != "base" and row.average is not None and base is not None:
+                found.setdefault((row.kind, row.name), []).append(row.average - base)
+    return {key: Cell.of(values) for key, values in found.items()}
+
+
 def _line(
-    key: tuple[str, str], rows: Sequence[Row], cells: dict[str, Cell], best: dict[str, float]
+    key: tuple[str, str],
+    rows: Sequence[Row],
+    cells: dict[str, Cell],
+    gain: Cell | None,
+    best: dict[str, float],
 ) -> TableRow:
     kind, name = key
     seconds = [row.seconds for row in rows if row.seconds is not None]
@@ -188,6 +206,7 @@ def _line(
         name=name,
         kind=kind,
         cells=cells,
+        gain=gain,
         best=frozenset(marked),
         seconds=Cell.of(seconds) if seconds else None,
         peak_bytes=Cell.of(peaks) if peaks else None,
@@ -205,7 +224,7 @@ def header(table: Table) -> list[str]:
     Returns:
         The names.
     """
-    return ["", *table.columns, AVERAGE, "scale", "seconds", "MB"]
+    return ["", *table.columns, AVERAGE, "gain", "scale", "seconds", "MB"]
 
 
 def body(table: Table) -> list[list[str]]:
@@ -244,7 +263,8 @@ def _texts(table: Table, line: TableRow) -> list[str]:
     scale = " ".join(f"{value:g}" for value in line.chosen)
     seconds = line.seconds.text(1.0, 2) if line.seconds else ""
     peak = line.peak_bytes.text(1e-6, 1) if line.peak_bytes else ""
-    return [name, *numbers, scale, seconds, peak]
+    gain = line.gain.text() if line.gain else ""
+    return [name, *numbers, gain, scale, seconds, peak]
 
 
 def markdown(table: Table) -> str:

@@ -7,14 +7,17 @@ import shutil
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from omnimerge.bench import cost, results, runner
+from omnimerge.bench.analysis import read_analysis
 from omnimerge.bench.capabilities import models, training
 from omnimerge.bench.capabilities.line import INTERNVL, QWEN2VL, Merged
 from omnimerge.bench.capabilities.presets import PRESETS
 from omnimerge.bench.line import BenchError
 from omnimerge.checkpoint import Checkpoint
+from omnimerge.cli import main
 from omnimerge.errors import GenerationError
 from omnimerge.methods import all_methods
 
@@ -168,3 +171,16 @@ def test_experts_are_trained_again_from_the_base(line, request, tmp_path, monkey
     )
     assert all(torch.equal(first[key], usual[key]) for key in first)
     assert not all(torch.equal(first[key], longer[key]) for key in first)
+
+
+def test_a_built_seed_is_analyzed_without_a_recipe(qwen2vl, tmp_path):
+    here = tmp_path / "seed-0"
+    shutil.copytree(qwen2vl, here)
+    mark_built(here, QWEN2VL)
+
+    result = CliRunner().invoke(main, ["bench", "analyze", str(here), "--no-ranks"])
+
+    assert result.exit_code == 0, result.output
+    found = read_analysis(here / "analysis.json")
+    assert found.experts == QWEN2VL.experts
+    assert found.tensors == 28  # seven matrices in each of four layers

@@ -76,6 +76,10 @@ def test_a_table_by_hand():
     assert ties.cells["one"].mean == pytest.approx(0.45)
     assert ties.cells["average"].mean == pytest.approx(0.575)  # of 0.5 and 0.65
     assert ties.cells["average"].deviation == pytest.approx(0.15 / 2**0.5)
+    # Bases: averages 0.15 and 0.25; gains 0.35 and 0.4.
+    assert ties.gain.mean == pytest.approx(0.375)
+    assert ties.gain.deviation == pytest.approx(0.05 / 2**0.5)
+    assert rows["base", "base"].gain is None and rows["refused", "slerp"].gain is None
     assert ties.seconds.mean == 2.0
     assert ties.peak_bytes.mean == 3e6
     assert ties.chosen == (0.5, 1.0)
@@ -104,7 +108,7 @@ def test_markdown():
 
     text = tables.markdown(table)
 
-    assert "| base | 20.0 ± 14.1 | 20.0 ± 0.0 | 20.0 ± 7.1 |  |  |  |" in text
+    assert "| base | 20.0 ± 14.1 | 20.0 ± 0.0 | 20.0 ± 7.1 |  |  |  |  |" in text
     assert "| **75.0 ± 7.1** |" in text
     assert "| ties, scale by search |" in text
     assert "- slerp: merges 1 model; there are 5 experts" in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,11 @@ def command(name: str, source: Path, out: Path | None) -> None:
 
 
 def _on_a_line(name: str, module: Any, folder: Path) -> Any:
-    from omnimerge.bench import experiments, lines
+    from omnimerge.bench import experiments, lines, results
     from omnimerge.bench.line import BenchError
 
-    try:
-        built = json.loads((folder / "build.json").read_text(encoding="utf-8"))
-        line, seed = lines.get(str(built["line"])), int(built["seed"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BenchError(f"{folder} is no built line; `omnimerge bench build` makes one") from None
+    line = lines.built(folder)
+    seed = results.read(results.Build, folder / results.BUILD_NAME).seed
     if name in experiments.RECIPE_ONLY:
         recipe = line.recipe(folder, "task_arithmetic", {})
         return module.run(recipe, line=line.name, seed=seed)
