@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from omnimerge.bench.adapters import check_peft, with_adapter
 from omnimerge.bench.capabilities import models
 from omnimerge.bench.capabilities.lessons import Lessons
 from omnimerge.bench.capabilities.presets import Preset, Schooling
 from omnimerge.bench.capabilities.tasks import TASKS
 from omnimerge.bench.capabilities.tasks.task import DESCRIBE
-from omnimerge.bench.line import BASE, BenchError, Report
+from omnimerge.bench.line import BASE, Report
 from omnimerge.bench.processes import trainers
 from omnimerge.bench.stages import Stage
 from omnimerge.bench.training import train
@@ -44,7 +43,7 @@ def build(
         on_progress: told when a model is ready.
     """
     if lora:
-        _check_peft()
+        check_peft()
     with trainers() as pool:
         if not (folder / BASE).is_dir():
             on_progress(f"{name}: learns to see")
@@ -73,7 +72,7 @@ def train_experts(
         out: where to; one subfolder per expert.
     """
     if lora:
-        _check_peft()
+        check_peft()
     with trainers() as pool:
         jobs = [
             pool.submit(_work(each, lora), name, folder, preset, each, seed, out) for each in TASKS
@@ -146,20 +145,12 @@ def build_adapter(
     Returns:
         A line about the last loss.
     """
-    import peft
-
-    settings = peft.LoraConfig(
-        r=preset.rank,
-        lora_alpha=preset.rank,
-        target_modules=rf".*language_model\.layers\..*\.({'|'.join(_ADAPTED)})",
+    model = with_adapter(
+        models.load(name, folder / BASE),
+        rank=preset.rank,
+        matrices=rf".*language_model\.layers\..*\.({'|'.join(_ADAPTED)})",
+        draw=lambda key: _generator(f"{seed} {expert} {key}"),
     )
-    base = models.load(name, folder / BASE)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks by a name that transformers left
-        model = peft.get_peft_model(base, settings)  # what it draws is replaced just below
-    for key, weight in model.named_parameters():
-        if "lora_A" in key:
-            _draw(f"{seed} {expert} {key}", weight.data)
     loss = _teach(model, name, preset, expert, seed, "lora_")
     _finish((out or folder) / expert, lambda place: model.save_pretrained(str(place)))
     return f"{expert}: loss {loss:.3f}"
@@ -181,12 +172,9 @@ def _stage(name: str, kinds: dict[str, float], how: Schooling) -> Stage:
     return Stage(name, kinds, how.steps, how.rate, batch=how.batch, turns=how.turns)
 
 
-def _draw(name: str, weight: torch.Tensor) -> None:
-    """Fill a matrix of an adapter as PEFT does, uniformly, from the name alone."""
+def _generator(name: str) -> torch.Generator:
     digest = hashlib.sha256(name.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    bound = 1 / math.sqrt(weight.shape[1])
-    weight.uniform_(-bound, bound, generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def _finish(folder: Path, save: Any) -> None:
@@ -195,10 +183,3 @@ def _finish(folder: Path, save: Any) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     save(hidden)
     hidden.rename(folder)
-
-
-def _check_peft() -> None:
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise BenchError("LoRA experts are trained with PEFT: pip install peft") from error

@@ -49,14 +49,16 @@ class ModalityLine:
             on_progress: told how far it is.
 
         Raises:
-            BenchError: if the folder holds a build of another preset or seed.
+            BenchError: if the folder holds a build of another preset or seed, or PEFT is missing.
         """
         import torch
 
+        from omnimerge.bench.adapters import check_peft
         from omnimerge.bench.modalities import training
         from omnimerge.compose.write import compose
         from omnimerge.generate.quiet import quiet
 
+        check_peft()
         settings = {"preset": preset, "seed": seed}
         file = folder / _SETTINGS
         if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from omnimerge.bench.adapters import with_adapter
 from omnimerge.bench.modalities import models
 from omnimerge.bench.modalities.lessons import Lessons, Pool
 from omnimerge.bench.modalities.places import ADAPTERS, TOWERS
@@ -171,16 +171,15 @@ def build_adapter(
         seed: of weights, media and lessons.
         report: told the loss.
     """
-    import peft
-
     pool = Pool(modality, tower, seed=seed, size=preset.pool)
-    settings = peft.LoraConfig(
-        r=preset.rank, lora_alpha=preset.rank, target_modules=r".*language_model\.layers\..*_proj"
+    generator = torch.Generator().manual_seed(seed * 10007 + _number(modality))
+    model = with_adapter(
+        models.load(modality, tower),
+        rank=preset.rank,
+        matrices=r".*language_model\.layers\..*_proj",
+        draw=lambda _: generator,
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks by a name that transformers left
-        model = peft.get_peft_model(models.load(modality, tower), settings)
-    learning = _fresh(model, torch.Generator().manual_seed(seed * 10007 + _number(modality)))
+    learning = [weight for key, weight in model.named_parameters() if "lora_" in key]
     lessons = Lessons(modality, pool, told=0.7, learned=True)
     loss = _train(model, lessons, preset.learn, learning, [seed, _number(modality), 2])
     model.save_pretrained(str(folder))
@@ -204,15 +203,6 @@ def fold(modality: Modality, folder: Path, *, tower: Path, adapter: Path) -> Non
 
 def _number(modality: Modality) -> int:
     return 2 + MODALITIES.index(modality)
-
-
-def _fresh(model: Any, generator: torch.Generator) -> list[torch.nn.Parameter]:
-    """Draw an adapter's first matrices as PEFT does, from a generator; return all of its own."""
-    for key, weight in model.named_parameters():
-        if "lora_A" in key:
-            bound = 1 / math.sqrt(weight.shape[1])
-            weight.data.uniform_(-bound, bound, generator=generator)
-    return [weight for key, weight in model.named_parameters() if "lora_" in key]
 
 
 def _put_llm(model: Any, folder: Path) -> None:
