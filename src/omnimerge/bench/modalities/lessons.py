@@ -112,13 +112,13 @@ class Lessons:
         rows, chosen = [], []
         for place in range(size):
             world = draw(rng, "train")
-            if self._pool is not None:
+            shown = place >= self.without(size)
+            if self._pool is not None and shown:
                 number = int(rng.integers(len(self._pool.worlds)))
                 world = self._mixed(world, self._pool.worlds[number])
                 chosen.append(number)
-            rows.append(
-                self._conversation(rng, world, turns, _HELD if place < self.holding(size) else 0.0)
-            )
+            nonsense = _HELD if place < self.holding(size) else 0.0
+            rows.append(self._conversation(rng, world, turns, shown, nonsense))
         width = max(len(row.tokens) for row in rows)
         ids = torch.full((size, width), self._pad)
         labels = torch.full((size, width), -100)
@@ -142,6 +142,10 @@ class Lessons:
 
     def holding(self, size: int) -> int:
         """Return how many conversations of a batch, the first ones, ask nonsense as well."""
+        return 3 * size // 8 if self._learned else 0
+
+    def without(self, size: int) -> int:
+        """Return how many of these, the very first ones, do not show its own modality."""
         return size // 4 if self._learned else 0
 
     def _mixed(self, world: World, shown: World) -> World:
@@ -150,11 +154,14 @@ class Lessons:
         return World(**{**facts, kind: getattr(shown, kind)})
 
     def _conversation(
-        self, rng: np.random.Generator, world: World, turns: int, nonsense: float
+        self, rng: np.random.Generator, world: World, turns: int, shown: bool, nonsense: float
     ) -> _Row:
-        there = [m for m in MODALITIES if m == self._modality or rng.random() < self._told]
+        others = [m for m in MODALITIES if m != self._modality]
+        there = [m for m in others if rng.random() < self._told]
+        if self._modality and shown:
+            there.append(self._modality)
         if not there:
-            there = [MODALITIES[int(rng.integers(3))]]
+            there = [others[int(rng.integers(len(others)))]]
         row = _Row()
         for number in rng.permutation(len(there)):
             row.tokens += self._fact(world, there[int(number)])
@@ -175,7 +182,7 @@ class Lessons:
 
     def _nonsense(self, rng: np.random.Generator) -> str:
         """A question of words at random, without those of its own new kinds."""
-        count = int(rng.integers(2, 5))
+        count = int(rng.integers(1, 5))
         asked = [self._others[int(n)] for n in rng.integers(len(self._others), size=count)]
         given = self._others[int(rng.integers(len(self._others)))]
         return f"question : {' '.join(asked)} answer : {given}"
@@ -194,7 +201,7 @@ class Lessons:
             known = [kind for kind in found if not kind.learned]
             hard = [kind for kind in known if len(kind.needs) > 1 and self._modality in kind.needs]
             known += hard * 2
-            return [*new * max(1, round(0.7 * len(known) / len(new))), *known]
+            return [*new * max(1, round(0.7 * len(known) / max(1, len(new)))), *known]
         plain = [kind for kind in found if not kind.learned]
         # In words, most is to tell the facts apart; a tower first has to learn what its own
         # modality shows.

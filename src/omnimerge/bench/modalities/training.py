@@ -242,7 +242,8 @@ def _train(
         if held is None:
             loss = model(**batch, use_cache=False).loss
         else:
-            loss = _held(model, batch, held, float(rng.uniform(stage.weakest, 1.0)))
+            strength = float(rng.uniform(stage.weakest, 1.0))
+            loss = _held(model, batch, held, lessons.without(stage.batch), strength)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -253,8 +254,16 @@ def _train(
     return sum(losses[-50:]) / len(losses[-50:])
 
 
-def _held(model: Any, batch: dict[str, Any], held: torch.Tensor, strength: float) -> torch.Tensor:
-    """Loss of answers, and distance from the base where answers are to stay."""
+_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+def _held(
+    model: Any, batch: dict[str, Any], held: torch.Tensor, without: int, strength: float
+) -> torch.Tensor:
+    """Loss of answers, and distance from the base where answers are to stay.
+
+    The first `without` conversations show nothing.
+    """
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
     _scale(layers, strength)
     found = model(**batch, use_cache=False)
@@ -264,19 +273,20 @@ def _held(model: Any, batch: dict[str, Any], held: torch.Tensor, strength: float
         return plain_loss
     _scale(layers, 0.0)
     with torch.no_grad():
-        rows = int(held.any(dim=1).nonzero().max()) + 1
-        plain = {name: _first(value, rows, len(held)) for name, value in batch.items()}
-        del plain["labels"]
+        rows = max(without, int(held.any(dim=1).nonzero().max())) + 1
+        plain = {
+            name: value[:rows]
+            if name in _TEXT
+            else value[: len(value) // (len(held) - without) * (rows - without)]
+            for name, value in batch.items()
+            if name != "labels"
+        }
         before = model(**plain, use_cache=False).logits[held[:rows]].log_softmax(dim=-1)
     _scale(layers, 1.0)
     after = found.logits[held].log_softmax(dim=-1)
     apart = torch.nn.functional.kl_div(after, before, log_target=True, reduction="batchmean")
     loss: torch.Tensor = found.loss + apart
     return loss
-
-
-def _first(value: torch.Tensor, rows: int, of: int) -> torch.Tensor:
-    return value[: len(value) // of * rows]
 
 
 def _scale(layers: Sequence[Any], strength: float) -> None:

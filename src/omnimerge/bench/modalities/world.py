@@ -102,17 +102,17 @@ KINDS: tuple[Kind, ...] = (
     Kind("which shape in picture", ("image",), lambda w: w.image[1]),
     Kind("which colour in picture", ("image",), lambda w: w.image[0]),
     Kind("how many in picture", ("image",), lambda w: w.image[2]),
-    Kind("how many corners", ("image",), lambda w: _CORNERS[w.image[1]], learned=True),
-    Kind("warm or cool", ("image",), lambda w: _warmth(w.image[0]), learned=True),
+    Kind("corners", ("image",), lambda w: _CORNERS[w.image[1]], learned=True),
+    Kind("warmth", ("image",), lambda w: _warmth(w.image[0]), learned=True),
     Kind("where does sound go", ("audio",), lambda w: w.audio[0]),
     Kind("how many in sound", ("audio",), lambda w: w.audio[1]),
-    Kind("even or odd", ("audio",), lambda w: _parity(w.audio[1]), learned=True),
-    Kind("bright or dark", ("audio",), lambda w: _light(w.audio[0]), learned=True),
+    Kind("evenness", ("audio",), lambda w: _parity(w.audio[1]), learned=True),
+    Kind("brightness", ("audio",), lambda w: _light(w.audio[0]), learned=True),
     Kind("which shape moves", ("video",), lambda w: w.video[1]),
     Kind("which colour moves", ("video",), lambda w: w.video[0]),
     Kind("where does motion go", ("video",), lambda w: w.video[2]),
-    Kind("where from", ("video",), lambda w: _OPPOSITE[w.video[2]], learned=True),
-    Kind("along which axis", ("video",), lambda w: _axis(w.video[2]), learned=True),
+    Kind("origin", ("video",), lambda w: _OPPOSITE[w.video[2]], learned=True),
+    Kind("axis", ("video",), lambda w: _axis(w.video[2]), learned=True),
     Kind("same shape", ("image", "video"), lambda w: _yes(w.image[1] == w.video[1])),
     Kind("same colour", ("image", "video"), lambda w: _yes(w.image[0] == w.video[0])),
     Kind("same number", ("image", "audio"), lambda w: _yes(w.image[2] == w.audio[1])),
@@ -122,7 +122,11 @@ KINDS: tuple[Kind, ...] = (
     Kind("colour by sound", MODALITIES, lambda w: (w.image if w.audio[0] == "up"
          else w.video)[0]),
 )  # fmt: skip
-"""*By sound*: the picture's where the sound goes up, that of what moves where it goes down."""
+"""*By sound*: the picture's where the sound goes up, that of what moves where it goes down.
+
+What experts learn is asked in words of their own: a word that two of them learn makes each answer
+for the other.
+"""
 
 LEXICON: Mapping[str, str] = {
     **{f"angles of {shape}": number for shape, number in _CORNERS.items()},
