@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from omnimerge.bench.line import BenchError
-from omnimerge.bench.processes import alone_in
+from omnimerge.bench.processes import alone_in, trainers
 
 PARENT = """
 import os, sys, time
@@ -44,6 +44,17 @@ def test_trainers_end_with_their_parent(tmp_path):
     while alive(worker) and time.monotonic() < until:
         time.sleep(0.05)
     assert not alive(worker)
+
+
+def test_an_interruption_does_not_wait_for_trainers():
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), trainers() as pool:
+        worker = pool.submit(os.getpid).result()
+        pool.submit(time.sleep, 600)
+        raise KeyboardInterrupt
+    while alive(worker) and time.monotonic() < begun + 60:
+        time.sleep(0.05)
+    assert time.monotonic() < begun + 60
 
 
 def test_a_folder_has_one_writer(tmp_path):

@@ -18,14 +18,26 @@ from omnimerge.bench.line import BenchError
 _LOCK_NAME = ".lock"
 
 
-def trainers() -> ProcessPoolExecutor:
+@contextmanager
+def trainers() -> Iterator[ProcessPoolExecutor]:
     """Start up to two processes of one thread each, so that sums are always in one order.
 
-    Returns:
-        The pool. Its processes end when this one does, however it ends.
+    They end with this process, however it ends, and at once where the block is left by an error or
+    an interruption.
+
+    Yields:
+        The pool.
     """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(min(2, cores()), mp_context=context, initializer=_begin)
+    pool = ProcessPoolExecutor(min(2, cores()), mp_context=context, initializer=_begin)
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def cores() -> int:
