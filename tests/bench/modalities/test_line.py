@@ -110,6 +110,28 @@ def test_training_and_asking_give_the_same_tokens(built):
         assert batch.column in world.COLUMNS
 
 
+@pytest.mark.parametrize("modality", world.MODALITIES)
+def test_some_conversations_show_nothing_and_hold_the_base(built, modality):
+    pool = lessons.Pool(modality, built / modality, seed=0, size=4)
+    taught = lessons.Lessons(modality, pool, told=0.7, learned=True)
+
+    given = taught.batch(np.random.default_rng(0), 16, turns=6)
+
+    place = models.vocabulary(modality).get_vocab()[models.PLACEHOLDERS[modality]]
+    shown = (given["input_ids"] == place).sum(dim=1).tolist()
+    assert shown == [0] * 4 + [models.TOKENS[modality]] * 12
+    held = given["held"]
+    assert held[:6].any() and not held[6:].any()
+    after = torch.roll(held, 1, dims=1)  # the answer that is held follows the place that gives it
+    assert (given["labels"][after] == -100).all()
+    words = models.vocabulary(modality)
+    own = {k.words for k in world.KINDS if k.learned and k.needs == (modality,)}
+    quiet = [
+        words.decode(row) for row, few in zip(given["input_ids"], shown, strict=True) if not few
+    ]
+    assert not any(f"question : {asked} " in text for asked in own for text in quiet)
+
+
 def test_scale_zero_is_the_base_and_merging_in_memory_is_merging_to_disk(built, tmp_path):
     subject = LINE.subject(built)
     state = {k: v.clone() for k, v in subject._model.state_dict().items()}
