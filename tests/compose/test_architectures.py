@@ -20,7 +20,7 @@ REFUSED = {
     "mllama": "attends to features across",
     "gemma3": "in both directions",
     "paligemma": "in both directions",
-    "chameleon": "where ChameleonModel has its LLM",
+    "chameleon": "tokens of its own vocabulary",
 }
 
 
