@@ -46,11 +46,11 @@ def build(
     for seed in range(seeds):
         place = folder / f"seed-{seed}"
         place.mkdir(parents=True, exist_ok=True)
-        with alone_in(place):
-            _refuse_another(place, line.name, preset)
-            if (place / results.BUILD_NAME).is_file():
-                on_progress(f"seed {seed}: complete already")
-            else:
+        _refuse_another(place, line.name, preset)
+        if (place / results.BUILD_NAME).is_file():  # it may be in use by a run
+            on_progress(f"seed {seed}: complete already")
+        else:
+            with alone_in(place):
                 _build(line, place, preset, seed, command, on_progress)
         built.append(place)
     return built

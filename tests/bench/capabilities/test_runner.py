@@ -9,6 +9,7 @@ import pytest
 
 from omnimerge.bench import builder, grid, results, runner
 from omnimerge.bench.line import BenchError
+from omnimerge.bench.processes import alone_in
 from omnimerge.errors import MethodError
 
 # scale -> (val, test): what is best on val is worst on test.
@@ -251,3 +252,17 @@ def test_unknown_keys_in_a_file_are_refused(folder):
 
     with pytest.raises(BenchError, match=r"build\.json is no build file.*colour"):
         results.read(results.Build, Path(path))
+
+
+def test_a_build_needs_no_folder_that_is_complete(line, folder):
+    with alone_in(folder):
+        places = builder.build(
+            line, folder.parent, preset="quick", seeds=2, command=["x"], on_progress=print
+        )
+    assert line.builds == [0, 1] and len(places) == 2
+    begun = folder.parent / "seed-2"
+    begun.mkdir()
+    with alone_in(begun), pytest.raises(BenchError, match="another build or run"):
+        builder.build(
+            line, folder.parent, preset="quick", seeds=3, command=["x"], on_progress=print
+        )
