@@ -1,6 +1,7 @@
 """Time and memory of `omnimerge merge` beside the floor: reading the inputs, writing the output.
 
     python benchmarks/merge.py                  # 1 GB a model, about 5 GB in benchmarks/scratch
+    python benchmarks/merge.py --device cuda    # each method on the CPU and there
     python benchmarks/merge.py --size 0.25 --runs 5 --json benchmarks/results/merge.json
 
 The checkpoints are synthetic: the Qwen2 layout in bfloat16, a base and three models of base plus
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=Path(__file__).parent / "scratch")
     parser.add_argument("--json", type=Path, help="also save the table here")
     parser.add_argument("--only", default="", help="cases whose name holds this, and linear")
+    parser.add_argument("--device", help="also every method with `merge --device` of this")
     parser.add_argument("--make-only", action="store_true", help="only write the checkpoints")
     options = parser.parse_args()
     folder = options.scratch / f"merge-{options.size:g}GB"
@@ -172,6 +174,9 @@ def main() -> None:
         for name, command in _commands(folders, out).items()
         if options.only in name or name in wanted
     }
+    if options.device:
+        there = {f"{n} there": [*c, "--device", options.device] for n, c in commands.items()}
+        commands |= {n: c for n, c in there.items() if "omnimerge" in c}
     results: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for run in range(options.runs + 1):
         for name, command in commands.items():
@@ -193,6 +198,7 @@ def _report(results: dict[str, list[dict[str, float]]], options: argparse.Namesp
         return statistics.median(a["wall_s"] / b["wall_s"] for a, b in pairs)
 
     floors = {"linear": "floor, 3 inputs", "task_arithmetic": "floor, 4 inputs"}
+    floors |= {f"{name} there": floor for name, floor in floors.items()}
     rows = []
     for name in results:
         row = {"case": name, **{f: median(name, f) for f in ("wall_s", "cpu_s", "peak_mb")}}
@@ -205,18 +211,18 @@ def _report(results: dict[str, list[dict[str, float]]], options: argparse.Namesp
     machine = {
         "cores": os.cpu_count(), "processor": platform.machine(),
         "python": platform.python_version(),
-        "size_gb": options.size, "runs": options.runs,
+        "size_gb": options.size, "runs": options.runs, "device": options.device or "cpu",
     }  # fmt: skip
     print(machine)
     print(
-        f"{'case':18}{'wall s':>9}{'cpu s':>9}{'peak MB':>9}{'over torch':>12}{'x floor':>9}"
+        f"{'case':24}{'wall s':>9}{'cpu s':>9}{'peak MB':>9}{'over torch':>12}{'x floor':>9}"
         f"{'x linear':>9}"
     )
     for row in rows:
         ratios = [f"{row[key]:9.2f}" if key in row else f"{'':>9}" for key in
                   ("times_floor", "times_linear")]  # fmt: skip
         print(
-            f"{row['case']:18}{row['wall_s']:9.2f}{row['cpu_s']:9.2f}{row['peak_mb']:9.0f}"
+            f"{row['case']:24}{row['wall_s']:9.2f}{row['cpu_s']:9.2f}{row['peak_mb']:9.0f}"
             f"{row['above_torch_mb']:12.0f}{''.join(ratios)}"
         )
     if options.json:

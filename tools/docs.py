@@ -41,7 +41,7 @@ _RECIPE_KEYS = {
     "vocabulary": "`auto` merges embedding and head where both vocabularies are equal, else they stay the target's; `overlap` merges the rows of the tokens that both tokenizers have; `target` keeps them ([more](mapping/vocabulary.md))",
     "branches": "`shared`, `text`, `vision`: what feeds the target's tensors where one side holds them twice: `text`, `vision` or `keep` ([more](mapping/branches.md))",
     "layouts": "a list of files with layouts of your own ([their form](layouts.md#the-file))",
-    "dtype": "`auto` (each tensor's own in the target), `float32`, `float16` or `bfloat16`",
+    "dtype": "`auto` (each tensor's own in the target), `float32`, `float16` or `bfloat16`; `float8_e4m3fn` or `float8_e5m2` for matrices only ([more](gpu.md#8-bit-storage))",
     "max_shard_size": "`5GB`, `500MB`; the target's own shards are kept where they fit",
     "seed": "for methods that draw at random",
 }
@@ -60,7 +60,9 @@ def methods_page() -> str:
             keywords = [f"- {describe_param(param)}" for param in method.params] or ["- none"]
             doc = inspect.getdoc(method.fn) or ""
             lines += [f"### `{method.name}`", "", "```text", doc.rstrip(), "```", ""]
+            there = "the CPU's bits" if method.exact else "other rounding"
             lines += [f"Paper: <{method.paper}>. Merges by default: `{method.select}`."]
+            lines[-1] += f" On a [GPU](gpu.md): {there}."
             lines += ["Keywords:", "", *keywords, ""]
     return "\n".join(lines)
 

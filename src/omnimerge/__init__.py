@@ -173,6 +173,7 @@ def merge(
     overwrite: bool = False,
     resume: bool = False,
     memory: int = 10**9,
+    device: str = "cpu",
     executor: str = "local",
     address: str | None = None,
     force: Collection[str] = (),
@@ -192,6 +193,8 @@ def merge(
             begin; if all is there already, do nothing.
         memory: bytes for the buffers of all threads together; a matrix that a method has to see
             whole is held even if it is larger. Of the local executor.
+        device: what computes: `cpu`, `auto` (all CUDA GPUs, where there are any), `cuda` (the first
+            one), `cuda:1`, or several: `cuda:0,cuda:1`. Of the local executor.
         executor: `local`, the threads of this process, or `ray`, a cluster whose machines all see
             the folders of the recipe and of `out`.
         address: of the Ray cluster, `auto` for the one that this machine is part of; None: the one
@@ -204,7 +207,7 @@ def merge(
         The plan that was carried out.
 
     Raises:
-        RecipeError: if the recipe is wrong; all problems at once.
+        RecipeError: if the recipe is wrong; all problems at once. Or if the device cannot be used.
         CheckpointError: if a checkpoint cannot be read.
         NotMergeableError: if a gate refuses; all reasons at once.
         NonFiniteError: if an input holds NaN or infinity.
@@ -219,8 +222,9 @@ def merge(
 
     if not resume:
         refuse_existing(Path(out), overwrite=overwrite)  # before the ancestor test takes its time
-    parsed = load_recipe(recipe)
-    with closing(executor_named(executor, memory=memory, address=address)) as workers:
+    chosen = executor_named(executor, memory=memory, address=address, device=device)
+    with closing(chosen) as workers:
+        parsed = load_recipe(recipe)
         built = build_plan(parsed, force=force)
         run_plan(
             built,

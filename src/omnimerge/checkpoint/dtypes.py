@@ -29,7 +29,14 @@ _DTYPES: dict[str, tuple[int, str, bool]] = {
 }
 
 # What a recipe may ask for as output dtype -> safetensors name.
-OUTPUT_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+OUTPUT_DTYPES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float64": "F64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
 
 
 def is_known(dtype: str) -> bool:

@@ -15,6 +15,7 @@ import yaml
 from omnimerge.errors import printable, suggestion
 
 GATES = ("accounting", "geometry", "quantization", "ancestor", "finite")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 VOCABULARIES = ("auto", "target", "overlap")
 
 force_option = click.option(
@@ -49,6 +50,13 @@ memory_option = click.option(
     show_default=True,
     metavar="SIZE",
     help="For the buffers of all threads; larger matrices that a method takes whole run alone.",
+)
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="DEVICE",
+    help="What computes: cpu, auto (all CUDA GPUs), cuda, cuda:1, or several: cuda:0,cuda:1.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -349,6 +357,6 @@ _RECIPE_OPTIONS = (
     click.option("--vocabulary", type=click.Choice(VOCABULARIES)),
     branch_option,
     layout_option,
-    click.option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"])),
+    click.option("--dtype", type=click.Choice([*DTYPES, "float8_e4m3fn", "float8_e5m2"])),
     click.option("--max-shard-size", help="For example 5GB."),
 )

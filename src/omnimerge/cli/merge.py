@@ -11,6 +11,7 @@ import click
 from omnimerge.cli._console import (
     byte_progress,
     bytes_from,
+    device_option,
     echo,
     force_option,
     memory_option,
@@ -27,6 +28,7 @@ Examples:
   omnimerge merge --method adamms --target ./qwen2-vl --model ./llava-onevision \\
       --param alpha=0.3 -o merged/
   omnimerge merge recipe.yaml -o merged/ --resume     # after Ctrl-C, kill -9, a loss of power
+  omnimerge merge recipe.yaml -o merged/ --device cuda
   omnimerge merge recipe.yaml -o /shared/merged/ --executor ray --address auto
   omnimerge merge recipe.yaml -o merged/ --push me/merged --private
   omnimerge merge --method optmerge --base ./qwen2-vl --adapter ./lora-ocr --adapter ./lora-chart \\
@@ -41,6 +43,7 @@ Examples:
 @click.option("--overwrite", is_flag=True, help="Replace OUT, once the merge is complete.")
 @click.option("--resume", is_flag=True, help="Go on with a merge that was interrupted.")
 @memory_option
+@device_option
 @click.option(
     "--executor",
     default="local",
@@ -68,6 +71,7 @@ def command(
     overwrite: bool,
     resume: bool,
     memory: str,
+    device: str,
     executor: str,
     address: str | None,
     as_adapter: int | None,
@@ -84,6 +88,7 @@ def command(
         raise click.UsageError("--as-adapter cannot be resumed; leave one of them out")
     bound = bytes_from("--memory", memory)
     _check_executor(executor, address, as_adapter)
+    device = _check_device(device, executor, as_adapter)
     click.get_current_context().find_root().obj = {"out": out}
     start = time.perf_counter()
     parsed = recipe_from(recipe, options, parameters)
@@ -108,6 +113,7 @@ def command(
             overwrite=overwrite,
             resume=resume,
             memory=bound,
+            device=device,
             executor=executor,
             address=address,
             force=force,
@@ -139,3 +145,19 @@ def _check_executor(executor: str, address: str | None, as_adapter: int | None) 
             "--memory bounds one process; with --executor ray, give every machine's memory to "
             "`ray start --memory`"
         )
+
+
+def _check_device(device: str, executor: str, as_adapter: int | None) -> str:
+    """Refuse a device that is not there, before anything is read; say what `auto` stands for."""
+    if device == "cpu":
+        return device
+    if as_adapter:
+        raise click.UsageError("--as-adapter merges on the CPU; leave --device out")
+    from omnimerge.engine.devices import check_executor, describe_device, devices_named
+
+    check_executor(device, executor)
+    found = devices_named(device)
+    if device == "auto":
+        shown = ", ".join(f"{each} ({describe_device(each)})" for each in found)
+        echo(f"device auto: {shown or 'cpu; torch finds no CUDA GPU'}", err=True)
+    return ",".join(found) or "cpu"

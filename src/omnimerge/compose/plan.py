@@ -20,7 +20,7 @@ from omnimerge.compose.source import Source, check_head
 from omnimerge.compose.vocabulary import bring, load_tokenizer
 from omnimerge.engine import MergePlan, TensorJob
 from omnimerge.engine import build_plan as build_merge_plan
-from omnimerge.errors import CheckpointError, NotMergeableError
+from omnimerge.errors import CheckpointError, NotMergeableError, RecipeError
 
 _EMBED_SLOT, _HEAD_SLOT = "llm.embed.weight", "llm.head.weight"
 
@@ -114,6 +114,8 @@ def build_plan(
         CheckpointError: if a checkpoint lacks tensors, or a processor.
         NotMergeableError: if the language models do not fit, or a model has no features to offer.
     """
+    if recipe.merge.stores_float8:
+        raise RecipeError(["dtype: a composed model computes in its dtype, give none in 8 bits"])
     targeted = _with_target(recipe)
     plan = build_merge_plan(targeted.merge, force=force, ancestor=ancestor)
     target = Source.open(plan.target.folder)

@@ -17,6 +17,8 @@ from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.staging import clean, leftovers
 from omnimerge.checkpoint.writer import copy_files, refuse_existing
+from omnimerge.engine.accelerated import DeviceExecutor
+from omnimerge.engine.devices import check_executor, devices_named
 from omnimerge.engine.executor import EXECUTORS, Executor
 from omnimerge.engine.inputs import InputFiles, merge_key
 from omnimerge.engine.knowledge import model_statistics
@@ -78,7 +80,8 @@ def run_plan(
     """
     _protect_inputs(plan, out)
     files = InputFiles(plan)
-    key = merge_key(plan, files)
+    executor = executor or LocalExecutor()
+    key = merge_key(plan, files, executor.devices)
     if resume and manifest_key(out) == key:
         for each in leftovers(out):  # killed between taking its place and removing the earlier one
             if not each.resumable and each.out == out:
@@ -88,7 +91,6 @@ def run_plan(
         return Outcome(plan.bytes_to_write, complete=True)
     refuse_existing(out, overwrite=overwrite)
     _check_disk(plan, out)
-    executor = executor or LocalExecutor()
     writer = CheckpointWriter(
         out,
         plan.shards,
@@ -104,14 +106,20 @@ def run_plan(
         copied = _copy_non_weights(plan, writer.folder)
         files.check()
         digests = writer.digests() | {name: file_hash(writer.folder / name) for name in copied}
-        write_manifest(plan, writer.folder, key=key, files=dict(sorted(digests.items())))
+        more = {"devices": dict(executor.devices)} if executor.devices else {}
+        files_hashed = dict(sorted(digests.items()))
+        write_manifest(plan, writer.folder, **more, key=key, files=files_hashed)
         if finish:
             finish(writer.folder)
     return Outcome(writer.resumed, complete=False)
 
 
 def executor_named(
-    name: str = "local", *, memory: int = MEMORY, address: str | None = None
+    name: str = "local",
+    *,
+    memory: int = MEMORY,
+    address: str | None = None,
+    device: str = "cpu",
 ) -> Executor:
     """Make an executor.
 
@@ -120,23 +128,27 @@ def executor_named(
         memory: bytes for the buffers of all threads; of a local one.
         address: of the Ray cluster, ``auto`` for the one that this machine is part of; None: the
             one that RAY_ADDRESS names, or one on this machine alone.
+        device: what computes; of a local one. See `devices_named`.
 
     Returns:
         The executor; close it.
 
     Raises:
-        RecipeError: if there is none of that name.
+        RecipeError: if there is none of that name, or the device cannot be used.
         ExecutorError: if Ray is not installed, or the cluster cannot be reached.
     """
     if name not in EXECUTORS:
         problem = f"executor: {name!r} is none{suggestion(name, EXECUTORS)}"
         raise RecipeError([f"{problem}; known: {', '.join(EXECUTORS)}"], "the call")
+    check_executor(device, name)
     if name == "ray":
         from omnimerge.engine.ray import RayExecutor
 
         return RayExecutor(address)
     if address is not None:
         raise RecipeError(["address: is for executor ray"], "the call")
+    if devices := devices_named(device):
+        return DeviceExecutor(devices, memory)
     return LocalExecutor(memory)
 
 
@@ -194,7 +206,7 @@ def _copy_non_weights(plan: MergePlan, folder: Path) -> list[str]:
     """Copy the target's other files; return their names in the output."""
     names, renamed = plan.target.other_files(), {"README.md": "README.target.md"}
     copy_files(plan.target.folder, names, folder, renamed=renamed)
-    if plan.recipe.dtype != "auto":
+    if plan.recipe.dtype != "auto" and not plan.recipe.stores_float8:
         config = _with_dtype(plan.target.config, plan.recipe.dtype)
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")

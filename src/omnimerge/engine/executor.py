@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.engine.inputs import InputFiles
-from omnimerge.engine.plan import MergePlan, TensorJob
+from omnimerge.engine.plan import CHUNK_ELEMENTS, MergePlan, TensorJob
 from omnimerge.engine.slices import slices_of
 
 EXECUTORS = ("local", "ray")
@@ -44,9 +44,12 @@ class Executor(Protocol):
     Attributes:
         hashes: whether it gives the writer the checksums of the files; else the writer takes them
             as they grow.
+        devices: accelerators that it computes on, such as ``{"cuda:0": "NVIDIA H200"}``; empty for
+            the CPU.
     """
 
     hashes: bool
+    devices: Mapping[str, str]
 
     def run(
         self, plan: MergePlan, files: InputFiles, writer: CheckpointWriter, report: Report
@@ -64,7 +67,9 @@ class Executor(Protocol):
         """Let go of what it holds."""
 
 
-def tasks_left(plan: MergePlan, writer: CheckpointWriter) -> Iterator[Task]:
+def tasks_left(
+    plan: MergePlan, writer: CheckpointWriter, elements: int = CHUNK_ELEMENTS
+) -> Iterator[Task]:
     """Give what is not written yet, in file order: reads and writes go forward through files.
 
     A tensor that the method has to know as a whole is one task: its thread knows it then.
@@ -72,6 +77,7 @@ def tasks_left(plan: MergePlan, writer: CheckpointWriter) -> Iterator[Task]:
     Args:
         plan: what to do.
         writer: the output.
+        elements: of a slice, about.
 
     Yields:
         Tasks, most of them of one slice.
@@ -81,7 +87,7 @@ def tasks_left(plan: MergePlan, writer: CheckpointWriter) -> Iterator[Task]:
         size = item_size(job.output.dtype)
         slices = [
             (start, stop)
-            for start, stop in slices_of(plan, job)
+            for start, stop in slices_of(plan, job, elements)
             if start == stop or not writer.has(job.output.name, start * size, stop * size)
         ]
         if not slices:

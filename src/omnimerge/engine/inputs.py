@@ -49,12 +49,13 @@ class InputFiles:
                 )
 
 
-def merge_key(plan: MergePlan, files: InputFiles) -> str:
+def merge_key(plan: MergePlan, files: InputFiles, devices: Mapping[str, str] | None = None) -> str:
     """Return a digest of everything that the output's bytes depend on.
 
     Args:
         plan: the merge.
         files: its inputs.
+        devices: the accelerators that compute; they count where the method gives other bits there.
 
     Returns:
         SHA-256 in hexadecimal; the same for the same merge of unchanged files with the same
@@ -68,6 +69,8 @@ def merge_key(plan: MergePlan, files: InputFiles) -> str:
         "versions": versions(),
         "shards": [[[t.name, t.dtype, t.shape] for t in shard] for shard in plan.shards],
     }
+    if devices and not plan.method.exact:
+        described["devices"] = sorted(set(devices.values()))
     text = json.dumps(described, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

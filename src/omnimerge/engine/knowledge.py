@@ -9,6 +9,7 @@ from torch import Tensor
 
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import item_size
+from omnimerge.engine.lane import Lane
 from omnimerge.engine.plan import MergePlan, TensorJob, worker_count
 from omnimerge.engine.threads import one_thread, thread_pool
 from omnimerge.errors import MethodError, NonFiniteError
@@ -80,7 +81,7 @@ def measure_all(statistics: Statistics, number: int, slices: Sequence[Slice]) ->
     """
     found: list[Tensor] = []
     for each in slices:
-        now = _measured(statistics, number, each, None)
+        now = _measured(statistics, number, each)
         if found and not now.is_floating_point():
             found[0] = found[0] + now
         else:
@@ -102,7 +103,7 @@ def _by_threads(plan: MergePlan, held: Held | None) -> Pass:
 
 
 def tensor_statistics(
-    plan: MergePlan, job: TensorJob, held: Held | None = None
+    plan: MergePlan, job: TensorJob, held: Held | None = None, lane: Lane | None = None
 ) -> Statistics | None:
     """Gather what the method has to know of one tensor.
 
@@ -110,6 +111,7 @@ def tensor_statistics(
         plan: what to do.
         job: the tensor, whose own keywords count.
         held: inputs that are in memory already.
+        lane: to the device that counts; default: the CPU.
 
     Returns:
         The statistics; None if the method needs none, or those of the whole model.
@@ -122,15 +124,23 @@ def tensor_statistics(
         return None
     for number in range(known.passes):
         for each in _slices(job):
-            known.add(number, _measured(known, number, each, held))
+            known.add(number, _measured(known, number, each, held, lane))
         _close(known, number, f"tensor {job.output.name!r}")
     return known
 
 
-def _measured(statistics: Statistics, number: int, each: Slice, held: Held | None) -> Tensor:
+def _measured(
+    statistics: Statistics,
+    number: int,
+    each: Slice,
+    held: Held | None = None,
+    lane: Lane | None = None,
+) -> Tensor:
     job, start, stop = each
 
     def read(checkpoint: Checkpoint, name: str) -> Tensor:
+        if lane:
+            return lane.read(checkpoint, name, start, stop)
         kept = held(checkpoint, name) if held else None
         return checkpoint.read(name, start, stop) if kept is None else kept[start:stop].cpu()
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.engine.executor import Report, Task, tasks_left
 from omnimerge.engine.inputs import InputFiles
 from omnimerge.engine.knowledge import model_statistics
-from omnimerge.engine.plan import MergePlan, worker_count
+from omnimerge.engine.plan import CHUNK_ELEMENTS, MergePlan, TensorJob, worker_count
 from omnimerge.engine.slices import SliceWorker
 from omnimerge.engine.threads import one_thread, thread_pool
 
@@ -30,6 +32,7 @@ class LocalExecutor:
     """
 
     hashes = False
+    devices: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, memory: int = MEMORY) -> None:
         self._memory = memory
@@ -50,50 +53,42 @@ class LocalExecutor:
             report: gets the bytes written.
         """
         with one_thread():
-            todo = _Todo(plan, writer, self._memory)
+            todo = Todo(plan, writer, self._memory)
             statistics = model_statistics(plan) if todo.anything else None
 
             def work() -> None:
                 worker = SliceWorker(plan, statistics)
-                try:
-                    while task := todo.next_task():
-                        with todo.room_for(task):
-                            _run_task(worker, writer, task, todo, report)
-                except BaseException:
-                    todo.ended.set()
-                    raise
+                for task in todo:
+                    todo.write(worker, task, report)
 
-            with thread_pool() as pool:
-                futures = [pool.submit(work) for _ in range(worker_count())]
-                try:
-                    for future in futures:
-                        future.result()
-                except BaseException:  # KeyboardInterrupt too: let the workers end
-                    todo.ended.set()
-                    raise
+            todo.do([work] * worker_count())
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-class _Todo:
-    """What is left to do, shared by the threads."""
+class Room:
+    """Memory that threads share.
 
-    def __init__(self, plan: MergePlan, writer: CheckpointWriter, memory: int) -> None:
-        self._plan = plan
-        self._tasks = tasks_left(plan, writer)
-        self._lock = threading.Lock()
-        self._memory, self._used = memory, 0
+    Args:
+        limit: bytes.
+        ended: set when nobody needs to wait any more.
+    """
+
+    def __init__(self, limit: int, ended: threading.Event) -> None:
+        self.limit, self._used = limit, 0
+        self._ended = ended
         self._freed = threading.Condition()
-        self.anything = writer.resumed < plan.bytes_to_write
-        self.ended = threading.Event()
 
     @contextmanager
-    def room_for(self, task: Task) -> Iterator[None]:
-        """Wait until the task's buffers fit; one that never fits runs alone."""
-        cost = self._plan.memory_of(task.job)
+    def taken(self, cost: int) -> Iterator[None]:
+        """Wait until so many bytes are free, and hold them; who never fits, or all, is alone.
+
+        Args:
+            cost: bytes.
+        """
         with self._freed:
-            while self._used and self._used + cost > self._memory and not self.ended.is_set():
+            while self._used and self._used + cost > self.limit and not self._ended.is_set():
                 self._freed.wait(timeout=1.0)
             self._used += cost
         try:
@@ -103,19 +98,87 @@ class _Todo:
                 self._used -= cost
                 self._freed.notify_all()
 
-    def next_task(self) -> Task | None:
-        with self._lock:
-            return None if self.ended.is_set() else next(self._tasks, None)
 
+class Todo:
+    """What is left to do, shared by the threads; each iterates over it.
 
-def _run_task(
-    worker: SliceWorker, writer: CheckpointWriter, task: Task, todo: _Todo, report: Report
-) -> None:
-    job = task.job
-    for start, stop in task.slices:
-        if todo.ended.is_set():
-            return
-        result = worker.compute(job, start, stop)
-        data = result.view(torch.uint8).numpy().data
-        writer.write(job.output.name, data, start * item_size(job.output.dtype))
-        report(int(data.nbytes))
+    Args:
+        plan: what to do.
+        writer: the output.
+        memory: bytes for the buffers of the threads that compute on the CPU.
+        elements: of a slice, about.
+    """
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        writer: CheckpointWriter,
+        memory: int,
+        elements: int = CHUNK_ELEMENTS,
+    ) -> None:
+        self._plan, self._writer = plan, writer
+        self._tasks = tasks_left(plan, writer, elements)
+        self._lock = threading.Lock()
+        self.anything = writer.resumed < plan.bytes_to_write
+        self.ended = threading.Event()
+        self._room = Room(memory, self.ended)
+
+    def __iter__(self) -> Iterator[Task]:
+        """Give tasks until there is none, or the end is asked for."""
+        while not self.ended.is_set():
+            with self._lock:
+                task = next(self._tasks, None)
+            if task is None:
+                return
+            yield task
+
+    def write(self, worker: SliceWorker, task: Task, report: Report) -> None:
+        """Compute a task on the CPU, and write it.
+
+        Args:
+            worker: of this thread.
+            task: what to do.
+            report: gets the bytes written.
+        """
+        job = task.job
+        with self._room.taken(self._plan.memory_of(job)):
+            for start, stop in task.slices:
+                if self.ended.is_set():
+                    return
+                data = worker.compute(job, start, stop).view(torch.uint8)
+                self.put(job, start * item_size(job.output.dtype), data, report)
+
+    def put(self, job: TensorJob, place: int, data: Tensor, report: Report) -> None:
+        """Write bytes of a tensor.
+
+        Args:
+            job: the tensor.
+            place: of the first byte within it.
+            data: the bytes.
+            report: gets their number.
+        """
+        self._writer.write(job.output.name, data.numpy().data, place)
+        report(data.numel())
+
+    def do(self, works: Sequence[Callable[[], None]]) -> None:
+        """Run functions in threads, to the end of them all.
+
+        Args:
+            works: each iterates over this; what one raises ends the others.
+        """
+
+        def guarded(work: Callable[[], None]) -> None:
+            try:
+                work()
+            except BaseException:
+                self.ended.set()
+                raise
+
+        with thread_pool(len(works)) as pool:
+            futures = [pool.submit(guarded, work) for work in works]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:  # KeyboardInterrupt too: let the workers end
+                self.ended.set()
+                raise

@@ -31,6 +31,7 @@ from omnimerge.checkpoint import (
     Adapter,
     Checkpoint,
     OutputTensor,
+    TensorMeta,
     unresolved,
 )
 from omnimerge.checkpoint.dtypes import OUTPUT_DTYPES, is_floating, is_known, item_size
@@ -133,18 +134,23 @@ class MergePlan:
         """Bytes that the buffers for the largest slice take: below this, no limit can be kept."""
         return max((self.memory_of(job) for job in self.jobs), default=0)
 
-    def memory_of(self, job: TensorJob) -> int:
+    @property
+    def memory_per_element(self) -> int:
+        """Bytes that the buffers take per element of a slice: float32 beside the widest form."""
+        return 8 * (len(self.models) + 4)
+
+    def memory_of(self, job: TensorJob, elements: int = CHUNK_ELEMENTS) -> int:
         """Estimate from above what the buffers for a slice of a tensor take.
 
         Args:
             job: the tensor.
+            elements: of a slice.
 
         Returns:
             Bytes; for a method that takes whole matrices, those of the matrix.
         """
-        per_element = 8 * (len(self.models) + 4)  # float32 beside the widest stored form
         whole = job.merged and self.method.slices == "whole"
-        return per_element * (_numel(job.output) if whole else CHUNK_ELEMENTS)
+        return self.memory_per_element * (_numel(job.output) if whole else elements)
 
     def kept_reasons(self) -> dict[str, int]:
         """Count the kept tensors by reason.
@@ -415,7 +421,7 @@ def _jobs(
         base = inputs.pop() if inputs and recipe.merge_method.needs_base else None
         if inputs and recipe.merge_method.takes_target:
             inputs.insert(0, (target, name))
-        dtype = _output_dtype(recipe, name, meta.dtype)
+        dtype = _output_dtype(recipe, meta)
         output = OutputTensor(name, dtype, meta.shape)
         parameters = _parameters(recipe, name, slot)
         layer = layer_index(slot)
@@ -467,10 +473,13 @@ def _parameters(recipe: Recipe, name: str, slot: str) -> dict[str, Any]:
     return {**recipe.all_parameters, **(override.parameters if override else {})}
 
 
-def _output_dtype(recipe: Recipe, name: str, stored: str) -> str:
+def _output_dtype(recipe: Recipe, meta: TensorMeta) -> str:
+    stored = meta.dtype
     if recipe.dtype == "auto" or not is_known(stored) or not is_floating(stored):
         return stored
-    return stored if is_buffer(name) else OUTPUT_DTYPES[recipe.dtype]
+    # 8 bits store matrices: the few numbers of norms and biases are worth more.
+    as_it_is = is_buffer(meta.name) or (recipe.stores_float8 and len(meta.shape) < 2)
+    return stored if as_it_is else OUTPUT_DTYPES[recipe.dtype]
 
 
 def _shards(

@@ -17,8 +17,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -60,6 +61,7 @@ class RayExecutor:
     """
 
     hashes = True
+    devices: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, address: str | None = None) -> None:
         self._ray, self._started = connect(address)

@@ -19,6 +19,7 @@ from omnimerge.errors import RecipeError, UnknownMethodError
 from omnimerge.methods import MergeMethod, get_method
 
 Selection = Literal["all", "language_model", "linear"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
 _UNITS = {
     "": 1,
     "B": 1,
@@ -200,7 +201,7 @@ class Recipe(_Strict):
     vocabulary: Literal["auto", "target", "overlap"] = "auto"
     branches: Branches | None = None
     layouts: tuple[Reference, ...] = ()
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     max_shard_size: Annotated[int, BeforeValidator(parse_size)] = 5 * 10**9
     seed: int = 0
 
@@ -210,6 +211,11 @@ class Recipe(_Strict):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def stores_float8(self) -> bool:
+        """Whether matrices are stored in 8 bits, a type that no model computes in."""
+        return self.dtype.startswith("float8")
 
     @property
     def merge_method(self) -> MergeMethod:

@@ -14,6 +14,7 @@ from torch import Tensor
 from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint
 from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size, torch_dtype
 from omnimerge.engine.knowledge import Held, tensor_statistics
+from omnimerge.engine.lane import Lane
 from omnimerge.engine.plan import CHUNK_ELEMENTS, MergePlan, TensorJob
 from omnimerge.errors import NonFiniteError
 from omnimerge.methods import (
@@ -37,6 +38,7 @@ class SliceWorker:
         plan: what to do.
         statistics: what the method has to know of the whole model; see `model_statistics`.
         held: inputs that are in memory already; the others are read from their files.
+        lane: to the device to compute on; default: the CPU, or where `held` is.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class SliceWorker:
         statistics: Statistics | None = None,
         *,
         held: Held | None = None,
+        lane: Lane | None = None,
     ) -> None:
         self._plan = plan
         self._statistics = statistics
         self._held = held
+        self._lane = lane
         self._known: tuple[str, Statistics | None] = ("", None)
         self._raw: dict[int, Tensor] = {}
         self._floats: dict[int, Tensor] = {}
@@ -62,7 +66,8 @@ class SliceWorker:
             stop: one past the last; see `slices_of` for what the method allows.
 
         Returns:
-            A flat tensor in the output dtype, valid until the next call.
+            A flat tensor in the output dtype, valid until the next call; on the lane's device,
+            but for what is copied.
 
         Raises:
             NonFiniteError: if an input holds NaN or infinity, or the result overflows its dtype.
@@ -85,14 +90,17 @@ class SliceWorker:
             return self._from_factors(job, deltas)
         inputs = inputs_of(job)
         raw = [
-            self._read(number, checkpoint, name, start, stop)
+            self._lane.read(checkpoint, name, start, stop)
+            if self._lane
+            else self._read(number, checkpoint, name, start, stop)
             for number, (checkpoint, name) in enumerate(inputs)
         ]
         if self._plan.method.slices == "whole":
             return self._whole(job, raw)
         result = self._buffer(len(inputs), job.output.dtype, stop - start, raw[0].device)
         # On an accelerator there is no cache to stay in, and every call costs.
-        at_once = _KERNEL_ELEMENTS if result.device.type == "cpu" else stop - start
+        cached = result.device.type == "cpu" and self._lane is None
+        at_once = _KERNEL_ELEMENTS if cached else stop - start
         step = _step(self._plan.method, job, at_once)
         for begin in range(0, stop - start, step):
             part = slice(begin, min(begin + step, stop - start))
@@ -112,6 +120,10 @@ class SliceWorker:
         """Merge adapters without multiplying their factors, as far as the method goes."""
         checkpoint, name = job.base  # type: ignore[misc]
         base = checkpoint.read_tensor(name)
+        if self._lane:
+            there = self._lane.device
+            base = base.to(there)
+            deltas = [LowRank(each.left.to(there), each.right.to(there)) for each in deltas]
         merged = added(base, merged_delta(self._plan, job, deltas)).flatten()
         if not torch.isfinite(merged).all():
             names = ", ".join(model.reference for model, _ in job.sources)
@@ -141,7 +153,10 @@ class SliceWorker:
     def _statistics_of(self, job: TensorJob) -> Statistics | None:
         """What the method has to know of this tensor; that of the last one asked for is kept."""
         if self._known[0] != job.output.name:
-            self._known = job.output.name, tensor_statistics(self._plan, job, self._held)
+            self._known = (
+                job.output.name,
+                tensor_statistics(self._plan, job, self._held, self._lane),
+            )
         return self._known[1]
 
     def _explain_non_finite(self, job: TensorJob, raw: list[Tensor], merged: Tensor) -> None:
@@ -253,18 +268,21 @@ def merged_delta(plan: MergePlan, job: TensorJob, deltas: list[LowRank]) -> LowR
     return LowRank(share * delta.left, delta.right) if isinstance(delta, LowRank) else share * delta
 
 
-def slices_of(plan: MergePlan, job: TensorJob) -> list[tuple[int, int]]:
+def slices_of(
+    plan: MergePlan, job: TensorJob, elements: int = CHUNK_ELEMENTS
+) -> list[tuple[int, int]]:
     """Cut an output tensor into what is read, computed and written at once.
 
     Args:
         plan: what to do.
         job: the output tensor.
+        elements: of a slice, about.
 
     Returns:
         (first element, one past the last) of every slice, in order.
     """
     numel = job.output.nbytes // item_size(job.output.dtype)
-    step = _step(plan.method, job, CHUNK_ELEMENTS) if job.merged else CHUNK_ELEMENTS
+    step = _step(plan.method, job, elements) if job.merged else CHUNK_ELEMENTS
     return [(start, min(start + step, numel)) for start in range(0, numel, step)]
 
 
@@ -282,19 +300,26 @@ def _step(method: MergeMethod, job: TensorJob, elements: int) -> int:
 def _rounded(job: TensorJob, values: Tensor, into: Tensor) -> Tensor:
     """Round to the output dtype; refuse what its range does not hold."""
     into.copy_(values)
-    if job.output.dtype in _NARROW and not torch.isfinite(into.float().sum()):
-        overflow = torch.isfinite(values) & ~torch.isfinite(into.float())
-        if overflow.any():
-            raise NonFiniteError(
-                f"tensor {job.output.name!r} overflows {_NARROW[job.output.dtype]}; "
-                "set dtype: bfloat16"
-            )
+    if job.output.dtype in _NARROW and _overflows(values, into):
+        raise NonFiniteError(
+            f"tensor {job.output.name!r} overflows {_NARROW[job.output.dtype]}; set dtype: bfloat16"
+        )
     return into
+
+
+def _overflows(values: Tensor, rounded: Tensor) -> bool:
+    if rounded.dtype == torch.float8_e4m3fn:
+        return bool((values.float().abs() > _ROUNDS_TO_LARGEST).any())
+    if torch.isfinite(rounded.float().sum()):
+        return False
+    return bool((torch.isfinite(values.float()) & ~torch.isfinite(rounded.float())).any())
 
 
 def _dtype(job: TensorJob) -> torch.dtype:
     return torch_dtype(job.output.dtype)
 
 
-# Types whose range is smaller than bfloat16's. F8_E4M3 has no infinity: torch gives NaN there.
-_NARROW = {"F16": "float16", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3"}
+# Types whose range is smaller than bfloat16's.
+_NARROW = {"F16": "float16", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn"}
+# F8_E4M3 ends at 448 and has no infinity: what is beyond becomes NaN or 448, by torch's version.
+_ROUNDS_TO_LARGEST = 464.0

@@ -15,13 +15,18 @@ import torch
 from omnimerge.engine.plan import worker_count
 
 
-def thread_pool() -> ThreadPoolExecutor:
+def thread_pool(count: int | None = None) -> ThreadPoolExecutor:
     """Make the threads of a merge.
+
+    Args:
+        count: how many; default: `worker_count`.
 
     Returns:
         A pool whose threads compute alone; OpenMP's setting is one of each thread.
     """
-    return ThreadPoolExecutor(worker_count(), initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(
+        count or worker_count(), initializer=torch.set_num_threads, initargs=(1,)
+    )
 
 
 @contextmanager

@@ -40,19 +40,20 @@ class Plain:
         """Zero, in place, what is not within [low, high] in magnitude; (models,) each."""
         column = (-1, *[1] * (tau.ndim - 1))
         magnitude = tau.abs()
-        tau.mul_((magnitude >= low.view(column)) & (magnitude <= high.view(column)))
+        least, most = (limit.to(tau.device).view(column) for limit in (low, high))
+        tau.mul_((magnitude >= least) & (magnitude <= most))
 
     def drop(self, tau: Tensor, stream: Stream, density: float) -> None:
         """Keep entries with probability `density`, divided by it, in place."""
-        drawn = stream.uniform(len(tau), tau.shape[1:]).to(tau.device)
-        tau.mul_(drawn < density).div_(density or 1.0)
+        drawn = stream.uniform(len(tau), tau.shape[1:], tau.device)
+        tau.mul_(drawn < density).div_(_number(density or 1.0, tau))
 
     def drop_by_rank(self, tau: Tensor, stream: Stream, density: float, epsilon: float) -> None:
         """Keep entries with `density` ± ε/2 by the rank of their magnitude in their row."""
         ranks = tau.abs().argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
-        centred = (ranks.float() + 0.5) / max(1, tau.shape[-1]) - 0.5
+        centred = (ranks.float() + 0.5) / _number(max(1, tau.shape[-1]), tau) - 0.5
         keep = (density + epsilon * centred).clamp(0, 1)
-        drawn = stream.uniform(len(tau), tau.shape[1:]).to(tau.device)
+        drawn = stream.uniform(len(tau), tau.shape[1:], tau.device)
         tau.mul_(drawn < keep).div_(keep.clamp(min=1e-12))
 
     def weighted_sum(self, tau: Tensor, weights: Sequence[float]) -> Tensor:
@@ -160,6 +161,11 @@ def _compiled() -> Plain | None:
         return Compiled()
     except (ImportError, RuntimeError):  # RuntimeError: nowhere to cache what is compiled
         return None
+
+
+def _number(value: float, beside: Tensor) -> Tensor:
+    """A divisor on a tensor's device: there, dividing by a Python number takes its reciprocal."""
+    return beside.new_full((), value)
 
 
 def _flat(tau: Tensor) -> Any:

@@ -54,20 +54,24 @@ class Stream:
         """
         return [_signed(_mix(self.key + (t + 1) * _GOLDEN)) for t in range(models)]
 
-    def uniform(self, models: int, shape: Sequence[int]) -> Tensor:
+    def uniform(
+        self, models: int, shape: Sequence[int], device: torch.device | None = None
+    ) -> Tensor:
         """Draw a number in [0, 1) for every entry of every model.
 
         Args:
             models: number of models.
             shape: shape of one model's tensor.
+            device: where; integers give the same bits on every one. Default: the CPU.
 
         Returns:
             (models, *shape), float32, multiples of 2^-24.
         """
         count = torch.Size(shape).numel()
-        position = torch.arange(self.offset + 1, self.offset + count + 1) * _signed(_GOLDEN)
-        keys = torch.tensor(self.keys(models), dtype=torch.int64).reshape(-1, 1)
-        bits = _mixed(position + keys)
+        first, last = self.offset + 1, self.offset + count
+        position = torch.arange(first, last + 1, device=device) * _signed(_GOLDEN)
+        keys = torch.tensor(self.keys(models), dtype=torch.int64).to(position.device)
+        bits = _mixed(position + keys.reshape(-1, 1))
         return (_shifted(bits, 40).float() * 2.0**-24).reshape(models, *shape)
 
 

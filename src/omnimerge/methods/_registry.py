@@ -65,6 +65,8 @@ class MergeMethod:
         low_rank: how it merges task vectors that are given as factors: on cores in the `joint`
             space of rows and columns, in the space of `columns`, by a function of its own, or not.
         adapters_only: whether it merges nothing but LoRA adapters.
+        exact: whether it gives the same bits on every device: nothing but sums, products and
+            comparisons of float32 numbers, entry by entry.
     """
 
     name: str
@@ -82,6 +84,7 @@ class MergeMethod:
     statistics: StatisticsFactory | None
     low_rank: Literal["joint", "columns"] | LowRankFn | None
     adapters_only: bool
+    exact: bool
 
     @property
     def random(self) -> bool:
@@ -259,6 +262,7 @@ def merge_method(
     statistics: StatisticsFactory | None = None,
     low_rank: Literal["joint", "columns"] | LowRankFn | None = None,
     adapters_only: bool = False,
+    exact: bool = True,
 ) -> Callable[[MergeFn], MergeFn]:
     """Register a pure tensor function as the merge method `name`.
 
@@ -279,6 +283,8 @@ def merge_method(
         statistics: makes what the method has to know of a tensor or of the whole model.
         low_rank: how it merges factors; see `MergeMethod`.
         adapters_only: whether it merges nothing but LoRA adapters.
+        exact: false for what sums or takes functions that devices round differently; a method on
+            `whole` tensors never is.
 
     Returns:
         A decorator that registers the function and hands it back.
@@ -310,6 +316,7 @@ def merge_method(
             statistics=statistics,
             low_rank=low_rank,
             adapters_only=adapters_only,
+            exact=exact and slices != "whole",
         )
         return fn
 

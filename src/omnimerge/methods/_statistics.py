@@ -86,11 +86,13 @@ def task_vector_blocks(models: Sequence[Tensor], base: Tensor | None) -> Iterato
     if base is None:
         raise MethodError("statistics of task vectors need a base")
     flat, origin = [model.flatten() for model in models], base.flatten()
+    # On an accelerator there is no cache to stay in, and every call costs.
+    step = min(_BLOCK, origin.numel()) if origin.device.type == "cpu" else origin.numel()
     # Memory that is used again: fresh tensors cost more in page faults than the arithmetic does.
-    held = torch.empty(len(models) * min(_BLOCK, origin.numel()))
-    oldest = torch.empty(min(_BLOCK, origin.numel()))
-    for start in range(0, origin.numel(), _BLOCK):
-        part = slice(start, min(start + _BLOCK, origin.numel()))
+    held = torch.empty(len(models) * step, device=origin.device)
+    oldest = torch.empty(step, device=origin.device)
+    for start in range(0, origin.numel(), max(1, step)):
+        part = slice(start, min(start + step, origin.numel()))
         ancestor = oldest[: part.stop - start].copy_(origin[part])
         block = held[: len(models) * len(ancestor)].view(len(models), -1)
         for row, model in zip(block, flat, strict=True):
@@ -125,13 +127,13 @@ class Magnitudes:
     def measure(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> Tensor:
         """Count magnitudes by their upper bits (pass 0), or by their lower in the bins (pass 1)."""
         shape = self._upper.shape if number == 0 else (*self._bins.shape, 1 << 15)
-        counts = torch.zeros(shape, dtype=torch.int64)
+        counts = torch.zeros(shape, dtype=torch.int64, device=models[0].device)
         for rows in self.rows(models, base):
             if number == 0:
                 kernels(rows).count_upper(rows, counts)
             else:
                 kernels(rows).count_lower(rows, self._bins, counts)
-        return counts
+        return counts.cpu()
 
     def rows(self, models: Sequence[Tensor], base: Tensor | None) -> Iterator[Tensor]:
         """Give what is ranked, block by block: the task vectors, or what a method overrides."""

@@ -22,6 +22,7 @@ _PAPER = "https://arxiv.org/abs/2405.07813"
     family="task vectors",
     needs_base=True,
     slices="entries",
+    exact=False,  # of a sum over the models
 )
 def consensus_ta(
     models: Sequence[Float[Tensor, "*shape"]],

@@ -87,7 +87,7 @@ def multislerp(
         would take logarithms; `karcher` does the latter, with equal weights.
     """
     directions, norms = _directions(models)
-    given = torch.tensor(equal_weights(weights, len(models)), dtype=torch.float64)
+    given = torch.tensor(equal_weights(weights, len(models)), dtype=torch.float64).to(norms.device)
     shares = given / given.sum().clamp(min=1e-300)
     mean = _unit((shares[:, None] * directions).sum(dim=0))
     cosine = directions @ mean

@@ -73,7 +73,7 @@ def knots(
     if not is_matrix(base):
         return base.float() + scale * tau.mean(dim=0)
     # U and S from the Gram matrix of the task vectors side by side, the smaller one in practice.
-    gram = torch.zeros(base.shape[0], base.shape[0], dtype=torch.float64)
+    gram = tau.new_zeros(base.shape[0], base.shape[0], dtype=torch.float64)
     for part in tau:
         gram += part.double() @ part.double().T
     values, vectors = torch.linalg.eigh(gram)

@@ -85,7 +85,8 @@ class _Problem:
             values, vectors = torch.linalg.eigh(gram.double())
             usable = values > values.max() * 1e-7
             values, vectors = values[usable], vectors[:, usable]
-            share = torch.from_numpy((1 - left_over(values.numpy())) / values.numpy())
+            known = values.cpu().numpy()
+            share = torch.from_numpy((1 - left_over(known)) / known).to(values.device)
             inner = ((ahead.double() @ vectors) * share) @ vectors.T
         else:
             inner = matrix_chebyshev(ahead, gram, series, bound)

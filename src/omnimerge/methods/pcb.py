@@ -1,6 +1,6 @@
 """PCB-Merging: let the parameters of the tasks compete, and drop those that lose."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -51,12 +51,12 @@ class _Competition:
 
     def clipped(self, tau: Tensor) -> Tensor:
         """The magnitudes within their limits, (models, *shape)."""
-        high, low = (limit.view(-1, *[1] * (tau.ndim - 1)) for limit in self._magnitudes.thresholds)
+        high, low = _columns(self._magnitudes.thresholds, tau)
         return tau.abs().clamp(min=low, max=high)
 
     def scores(self, tau: Tensor) -> Tensor:
         """The product of both balances, before anything is dropped."""
-        high, low = (limit.view(-1, *[1] * (tau.ndim - 1)) for limit in self._magnitudes.thresholds)
+        high, low = _columns(self._magnitudes.thresholds, tau)
         width = torch.where(high > low, high - low, torch.ones_like(high))
         share = (self.clipped(tau) - low) / width
         scores: Tensor = (len(tau) * share.square()).exp() * (tau * tau.sum(dim=0)).tanh()
@@ -64,9 +64,7 @@ class _Competition:
 
     def winners(self, tau: Tensor) -> Tensor:
         """Scores scaled to [0, 1], the dropped ones being 0."""
-        first, limit = self._scores.limits()
-        column = (-1, *[1] * (tau.ndim - 1))
-        most, least = first.view(column), limit.view(column)
+        most, least = _columns(self._scores.limits(), tau)
         width = torch.where(most > least, most - least, torch.ones_like(most))
         return (self.scores(tau).clamp(min=least) - least).clamp(max=width) / width
 
@@ -99,6 +97,7 @@ class _Scores(Magnitudes):
     needs_base=True,
     slices="entries",
     statistics=_Competition,
+    exact=False,  # of exponentials
 )
 def pcb(
     models: Sequence[Float[Tensor, "*shape"]],
@@ -149,6 +148,11 @@ def pcb(
     winners = statistics.winners(tau)
     merged = (winners * tau.sign() * statistics.clipped(tau)).sum(dim=0)
     return base.float() + scale * merged / winners.sum(dim=0).clamp(min=1e-12)
+
+
+def _columns(limits: Iterable[Tensor], tau: Tensor) -> tuple[Tensor, ...]:
+    """Limits per model, to be compared with (models, *shape)."""
+    return tuple(each.to(tau.device).view(-1, *[1] * (tau.ndim - 1)) for each in limits)
 
 
 def _clip_ranks(numel: int) -> tuple[int, int]:

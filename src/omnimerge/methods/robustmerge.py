@@ -33,7 +33,7 @@ def _merge_factors(
         raise MethodError(f"robustmerge needs adapters of one rank, not of {ranks}")
     right = torch.zeros_like(changed[0][0].right)
     left = torch.zeros_like(changed[0][0].left)
-    total = torch.zeros(ranks[0])
+    total = right.new_zeros(ranks[0])
     for delta, weight in changed:
         pruned = _largest(delta.right, density)
         strengths = _strengths(delta.right, pruned, top_share)

@@ -177,7 +177,7 @@ def _moved_by_rows(tau: Tensor, share: float, gain: Callable[[Tensor], Tensor]) 
     tasks, m, _ = tau.shape
     norms = tau.flatten(start_dim=1).double().norm(dim=1)
     rows = (tau / norms.clamp(min=1e-30).float()[:, None, None]).double()
-    gram = torch.empty(tasks, m, tasks, m, dtype=torch.float64)
+    gram = tau.new_empty(tasks, m, tasks, m, dtype=torch.float64)
     for i in range(tasks):
         for j in range(i, tasks):
             block = rows[i] @ rows[j].T
