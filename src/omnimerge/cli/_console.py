@@ -98,13 +98,16 @@ def _escaped(match: re.Match[str]) -> str:
     return f"\\u{ord(match.group()):04x}"
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], numbers: str = "") -> None:
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[Any]], numbers: str = "", *, width: int = 110
+) -> None:
     """Print a table to stdout.
 
     Args:
         headers: one per column.
         rows: the cells.
         numbers: one letter per column, ``r`` for right-aligned.
+        width: in characters, where stdout is no terminal.
     """
     from rich import box
     from rich.console import Console
@@ -119,8 +122,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], numbers: str = 
         )
     for row in rows:
         drawn.add_row(*(Text(printable(str(cell))) for cell in row))
-    width = None if sys.stdout.isatty() else 110
-    Console(width=width, highlight=False).print(drawn)
+    shown = None if sys.stdout.isatty() else width
+    Console(width=shown, highlight=False).print(drawn)
 
 
 def best_line(tied: Sequence[str]) -> str:

@@ -128,7 +128,7 @@ def test_the_command_reads_files_and_folders(tmp_path):
     as_markdown = CliRunner().invoke(command, [str(tmp_path), "--markdown"])
 
     assert "fake, full, seeds 0, 1" in shown.output
-    assert "57.5 ± 10.6" in shown.output
+    assert "57.5±10.6" in shown.output
     assert "slerp" in shown.output
     (table,) = json.loads(as_json.output)
     assert table["lines"][2]["best"] == ["average", "one", "two"]  # "two" is a tie

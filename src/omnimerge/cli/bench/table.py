@@ -28,7 +28,8 @@ def command(folders: tuple[Path, ...], as_json: bool, markdown: bool) -> None:
             click.echo(tables.markdown(one) + "\n")
             continue
         header = tables.header(one)
-        table(header, tables.body(one), "l" + "r" * (len(header) - 1))
+        rows = [[cell.replace(" ± ", "±") for cell in row] for row in tables.body(one)]
+        table(header, rows, "l" + "r" * (len(header) - 1), width=160)
         if missing := tables.refused(one):
             click.echo("not run:")
             table(("method", "reason"), missing)
