@@ -161,11 +161,16 @@ def _with_target(recipe: ComposeRecipe) -> ComposeRecipe:
 def _models(
     recipe: ComposeRecipe, plan: MergePlan
 ) -> tuple[list[Checkpoint], list[tuple[str, ...] | None]]:
-    """The composition's models; the target is one where the method takes it as such."""
+    """The composition's models; the target is one where the method takes it as such.
+
+    It then provides what it offers and no other model is said to provide.
+    """
     models, provides = list(plan.models), list(recipe.provides)
     if plan.method.takes_target and plan.target not in models:
+        named = {kind for given in provides for kind in given or ()}
+        offers = Source.open(plan.target.folder).offers
         models.insert(0, plan.target)
-        provides.insert(0, None if Source.open(plan.target.folder).offers else ())
+        provides.insert(0, tuple(kind for kind in offers if kind not in named))
     return models, provides
 
 

@@ -151,6 +151,19 @@ def test_scale_zero_is_the_base_and_merging_in_memory_is_merging_to_disk(built, 
     assert set(subject.score("test")) == set(world.COLUMNS)
 
 
+def test_adamms_starts_from_the_base_and_ends_at_the_experts_mean(built):
+    subject = LINE.subject(built)
+    state = {k: v.clone() for k, v in subject._model.state_dict().items()}
+    subject.put(LINE.recipe(built, "adamms", {"alpha": 0.0}))
+    assert all(torch.equal(v, state[k]) for k, v in subject._model.state_dict().items())
+    subject.put(LINE.recipe(built, "adamms", {"alpha": 1.0}))
+    share = {k: v.clone() for k, v in subject._model.state_dict().items()}
+    subject.put(LINE.recipe(built, "average", {}))
+    for name, value in subject._model.state_dict().items():
+        torch.testing.assert_close(share[name], value, rtol=0, atol=1e-6)
+    assert any(not torch.equal(share[name], state[name]) for name in state)
+
+
 def test_online_routes_by_token(built):
     """With equal experts it is the model itself; with others, only their own tokens see them."""
     ids = torch.tensor([[5, 0, 7]])

@@ -89,24 +89,20 @@ class ModalityLine:
             parameters: its keywords.
 
         Returns:
-            What `omnimerge.compose.load_recipe` takes. A method that merges into a target gets the
-            video expert, whose text model has M-RoPE, as the target.
+            What `omnimerge.compose.load_recipe` takes. The target is the model with M-RoPE before
+            the base's language model, which a method that merges into a target starts from.
         """
-        from omnimerge.methods import get_method
-
-        into = get_method(method).takes_target
-        names = [name for name in MODALITIES if not (into and name == "video")]
         return {
             "method": method,
             "base": str(folder / LLM),
-            "target": str(folder / "video"),
+            "target": str(folder / TOWERS / "video"),
             "models": [
                 {
                     "model": str(folder / TOWERS / name),
                     "adapter": str(folder / ADAPTERS / name),
                     "provides": name,
                 }
-                for name in names
+                for name in MODALITIES
             ],
             "parameters": dict(parameters),
         }
