@@ -1,6 +1,6 @@
 # make demo    install into .venv, then run `omnimerge demo`
 # make test    the tests; make check: format, lint, types, import contracts, docs
-# make soak    an hour of fuzzing (MINUTES=60), then 2,000 merges that are killed (KILLS=2000)
+# make soak    2,000 merges that are killed (KILLS), 2,000 with faults (FAULTS), an hour of fuzzing (MINUTES)
 # Everything is installed from constraints.txt, which pins the versions that were tested.
 
 PYTHON ?= python3
@@ -35,10 +35,13 @@ bench: $(VENV)/.installed
 
 soak: MINUTES ?= 60
 soak: KILLS ?= 2000
+soak: FAULTS ?= 2000
 soak: $(VENV)/.installed-dev
 	-$(PIP) atheris
+	OMNIMERGE_KILLS=$(KILLS) OMNIMERGE_KILLS_JSON=benchmarks/results/kills.json \
+		$(BIN)/python -m pytest -q -s tests/engine/test_resume.py -k kill
+	$(BIN)/python tests/support/faults.py --cases $(FAULTS) --json benchmarks/results/faults.json
 	$(BIN)/python tests/fuzz/soak.py --minutes $(MINUTES)
-	OMNIMERGE_KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/engine/test_resume.py -k kill
 
 clean:
 	rm -rf $(VENV) build omnimerge-demo benchmarks/scratch

@@ -10,6 +10,7 @@ its traceback.
   + UnknownMethodError     (no merge method has that name)
   + MethodError            (a method was called with inputs it cannot take)
   + CheckpointError        (a checkpoint cannot be read: missing, truncated, corrupt)
+    + InputChangedError    (a weight file is no longer what it was when the merge began)
   + LayoutError            (a checkpoint's tensors cannot be given slots, or a layout file is wrong)
     + UnknownLayoutError   (no table fits; the layout may still be inferred)
   + NotMergeableError      (two checkpoints must not be merged; carries the reasons)
@@ -73,6 +74,10 @@ class MethodError(OmnimergeError):
 
 class CheckpointError(OmnimergeError):
     """A checkpoint cannot be read."""
+
+
+class InputChangedError(CheckpointError):
+    """A weight file is no longer what it was when the merge began."""
 
 
 class LayoutError(OmnimergeError):

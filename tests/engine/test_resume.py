@@ -1,6 +1,7 @@
 """Merges that are killed: the same bytes when they are resumed, and what is left is found."""
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from omnimerge.checkpoint import journal, staging
 from omnimerge.checkpoint.ranges import Ranges
 from omnimerge.checkpoint.staging import leftovers
 from omnimerge.cli import main
-from omnimerge.errors import OutputError
+from omnimerge.errors import InputChangedError, OutputError
 
 KILLER = Path(__file__).parents[1] / "support" / "killer.py"
 CASES = int(os.environ.get("OMNIMERGE_KILLS", "200"))
@@ -113,6 +114,8 @@ def test_kill_at_random_moments(checkpoints, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     print(found)
+    if kept := os.environ.get("OMNIMERGE_KILLS_JSON"):
+        Path(kept).write_text(json.dumps(found, indent=1) + "\n")
     assert found["different"] == []
     assert found["cases"] == CASES and found["killed"] >= CASES
     assert found["resumed_cases"] >= 0.2 * CASES and found["resumed_bytes"] > 0
@@ -271,6 +274,93 @@ def test_a_source_that_changes_during_the_merge(recipe, tmp_path):
     with pytest.raises(omnimerge.OmnimergeError, match=r"changed while it was merged \(modified"):
         omnimerge.merge({**recipe, "models": [str(donor)]}, tmp_path / "out", on_progress=change)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_changes_while_its_ancestor_is_tested(recipe, tmp_path, monkeypatch):
+    """After its header was read, before the merge begins."""
+    import shutil
+
+    align = importlib.import_module("omnimerge.arch.align")  # the function has the same name
+    donor = tmp_path / "donor"
+    shutil.copytree(recipe["models"][0], donor)
+    real = align.check_ancestor
+
+    def change(result):
+        os.utime(donor / "model.safetensors", (1, 1))
+        return real(result)
+
+    monkeypatch.setattr(align, "check_ancestor", change)
+    with pytest.raises(InputChangedError, match=r"changed while it was merged \(modified"):
+        omnimerge.merge({**recipe, "models": [str(donor)]}, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [donor]
+
+
+def test_what_was_merged_of_two_sources_is_not_kept(recipe, tmp_path):
+    """Put back with its old time, the source looks as if it had never changed."""
+    import shutil
+
+    omnimerge.merge(recipe, tmp_path / "whole")
+    donor = tmp_path / "donor"
+    shutil.copytree(recipe["models"][0], donor)
+    file = donor / "model.safetensors"
+    content, stamp = file.read_bytes(), file.stat().st_mtime_ns
+    recipe = {**recipe, "models": [str(donor)]}
+
+    def change(done, total):
+        if file.read_bytes() == content and done < total:
+            file.write_bytes(content[:-3000] + b"\x11\x3c" * 1500)
+
+    with pytest.raises(InputChangedError) as error:
+        omnimerge.merge(recipe, tmp_path / "out", on_progress=change)
+    assert "--resume" not in str(error.value)
+    assert leftovers(tmp_path / "out") == [] and not (tmp_path / "out").exists()
+    file.write_bytes(content)
+    os.utime(file, ns=(stamp, stamp))
+    omnimerge.merge(recipe, tmp_path / "out", resume=True)
+    weights = [p.name for p in (tmp_path / "out").glob("*.safetensors")]
+    assert len(weights) > 1
+    for name in weights:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_hidden_folder_that_is_none(recipe, tmp_path, kind):
+    """A link in its place could lead to anybody's files."""
+    mine, hidden = tmp_path / "mine", tmp_path / ".out.omnimerge"
+    mine.mkdir()
+    (mine / "letter").write_text("dear")
+    hidden.symlink_to(mine) if kind == "link" else hidden.write_text("mine")
+    with pytest.raises(OutputError, match=r"\.out\.omnimerge is in the way"):
+        omnimerge.merge(recipe, tmp_path / "out")
+    assert leftovers(tmp_path / "out") == []
+    assert "nothing was left" in run("clean", tmp_path / "out").output
+    assert (mine / "letter").read_text() == "dear" and hidden.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_systems_that_do_not_tell_their_room(recipe, tmp_path, monkeypatch):
+    def cannot(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "statvfs", cannot)
+    omnimerge.merge(recipe, tmp_path / "out")
+    assert (tmp_path / "out" / "merge_manifest.json").is_file()
+
+
+def test_a_signal_after_the_output_got_its_name(recipe, tmp_path, monkeypatch):
+    real = staging.Staging.commit
+
+    def commit(self):
+        real(self)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(staging.Staging, "commit", commit)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    done = run("merge", file, "-o", tmp_path / "out")
+    assert done.exit_code == 130
+    assert done.output == f"Interrupted. {tmp_path / 'out'} is complete.\n"
+    assert run("verify", tmp_path / "out").exit_code == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])

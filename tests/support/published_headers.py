@@ -49,6 +49,20 @@ LLAMA_7B = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
 }
+QWEN3_30B = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
 YI_34B = {
     **LLAMA_7B,
     "hidden_size": 7168,
@@ -121,17 +135,15 @@ def llava_onevision_original() -> tuple[Shapes, dict[str, Any]]:
     return shapes, {**QWEN2_7B, "model_type": "llava", "vocab_size": 152064}
 
 
-def internvl2_5_1b() -> tuple[Shapes, dict[str, Any]]:
-    """InternVL2.5-1B: InternViT-300M and Qwen2.5-0.5B, embedding and head apart."""
-    shapes = decoder(
-        QWEN2_5_HALF_B, 151674, "language_model.model.", "language_model.lm_head", bias=True
-    )
+def _internvit(hidden: int) -> Shapes:
+    """InternViT-300M, and its projector to the language model."""
     block: Shapes = {"attn.qkv.weight": (3072, 1024), "attn.qkv.bias": (3072,)}
     block |= {"attn.proj.weight": (1024, 1024), "attn.proj.bias": (1024,)}
     block |= {"mlp.fc1.weight": (4096, 1024), "mlp.fc1.bias": (4096,)}
     block |= {"mlp.fc2.weight": (1024, 4096), "mlp.fc2.bias": (1024,)}
     block |= {f"norm{n}.{leaf}": (1024,) for n in (1, 2) for leaf in ("weight", "bias")}
     block |= {"ls1": (1024,), "ls2": (1024,)}
+    shapes: Shapes = {}
     for i in range(24):
         at = f"vision_model.encoder.layers.{i}."
         shapes |= {at + name: shape for name, shape in block.items()}
@@ -140,10 +152,37 @@ def internvl2_5_1b() -> tuple[Shapes, dict[str, Any]]:
     shapes["vision_model.embeddings.patch_embedding.bias"] = (1024,)
     shapes["vision_model.embeddings.position_embedding"] = (1, 1025, 1024)
     shapes |= {"mlp1.0.weight": (4096,), "mlp1.0.bias": (4096,)}
-    shapes |= {"mlp1.1.weight": (896, 4096), "mlp1.1.bias": (896,)}
-    shapes |= {"mlp1.3.weight": (896, 896), "mlp1.3.bias": (896,)}
+    shapes |= {"mlp1.1.weight": (hidden, 4096), "mlp1.1.bias": (hidden,)}
+    return shapes | {"mlp1.3.weight": (hidden, hidden), "mlp1.3.bias": (hidden,)}
+
+
+def internvl2_5_1b() -> tuple[Shapes, dict[str, Any]]:
+    """InternVL2.5-1B: InternViT-300M and Qwen2.5-0.5B, embedding and head apart."""
+    shapes = decoder(
+        QWEN2_5_HALF_B, 151674, "language_model.model.", "language_model.lm_head", bias=True
+    )
+    shapes |= _internvit(896)
     text = {**QWEN2_5_HALF_B, "model_type": "qwen2", "vocab_size": 151674}
     return shapes, {"model_type": "internvl_chat", "llm_config": text, "tie_word_embeddings": False}
+
+
+def internvl3_5_30b(layers: int = 48) -> tuple[Shapes, dict[str, Any]]:
+    """InternVL3.5-30B-A3B: InternViT-300M and Qwen3-30B-A3B, every expert in tensors of its own."""
+    prefix, hidden, vocab = "language_model.model.", QWEN3_30B["hidden_size"], 151936
+    block: Shapes = {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
+    block |= {"self_attn.q_proj": (4096, hidden), "self_attn.o_proj": (hidden, 4096)}
+    block |= {"self_attn.k_proj": (512, hidden), "self_attn.v_proj": (512, hidden)}
+    block |= {"self_attn.q_norm": (128,), "self_attn.k_norm": (128,), "mlp.gate": (128, hidden)}
+    for i in range(128):
+        at = f"mlp.experts.{i}."
+        block |= {f"{at}gate_proj": (768, hidden), f"{at}up_proj": (768, hidden)}
+        block |= {f"{at}down_proj": (hidden, 768)}
+    shapes: Shapes = {f"{prefix}embed_tokens.weight": (vocab, hidden)}
+    for i in range(layers):
+        shapes |= {f"{prefix}layers.{i}.{name}.weight": shape for name, shape in block.items()}
+    shapes |= {f"{prefix}norm.weight": (hidden,), "language_model.lm_head.weight": (vocab, hidden)}
+    text = {**QWEN3_30B, "num_hidden_layers": layers, "vocab_size": vocab}
+    return shapes | _internvit(hidden), {"model_type": "internvl_chat", "llm_config": text}
 
 
 def _mm_projector(hidden: int, vision: int = 1024) -> Shapes:
@@ -243,7 +282,12 @@ def write(hub: str, root: Path) -> Path:
     folder = root / hub.replace("/", "--")
     if folder.exists():
         return folder
-    shapes, config = CHECKPOINTS[hub]()
+    save(folder, *CHECKPOINTS[hub]())
+    return folder
+
+
+def save(folder: Path, shapes: Shapes, config: Mapping[str, Any]) -> None:
+    """Write a folder of these tensors; the data are holes."""
     tensors = [OutputTensor(name, "BF16", shape) for name, shape in shapes.items()]
     reserve = shard._reserve
     shard._reserve = lambda descriptor, size: shard.os.ftruncate(descriptor, size)
@@ -252,4 +296,3 @@ def write(hub: str, root: Path) -> Path:
             (out.folder / "config.json").write_text(json.dumps(config))
     finally:
         shard._reserve = reserve
-    return folder

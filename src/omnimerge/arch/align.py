@@ -396,9 +396,8 @@ def _component_reason(result: Alignment, name: str) -> str | None:
 
 def _shapes(checkpoint: Checkpoint, slots: SlotMap, name: str) -> dict[str, tuple[int, ...]]:
     return {
-        slot: checkpoint.tensors[tensor].shape
-        for slot, tensor in slots.by_slot.items()
-        if component(slot) == name
+        slot: checkpoint.tensors[slots.by_slot[slot]].shape
+        for slot in slots.by_component.get(name, ())
     }
 
 

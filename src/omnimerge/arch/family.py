@@ -164,8 +164,7 @@ class Layout:
         """
         if self.marker and not any(name.startswith(self.marker) for name in names):
             return 0
-        stems = {name.rpartition(".")[0] for name in names}
-        if not {self.embed, self.norm} <= stems:
+        if not _has_stem(names, self.embed) or not _has_stem(names, self.norm):
             return 0
         indices, inner = set(), set()
         for name in names:
@@ -185,9 +184,8 @@ class Layout:
         Returns:
             What is missing, in words.
         """
-        stems = {name.rpartition(".")[0] for name in names}
         for stem in (self.embed, self.norm):
-            if stem not in stems:
+            if not _has_stem(names, stem):
                 return f"there is no tensor {stem}.*"
         if self.marker and not any(name.startswith(self.marker) for name in names):
             return f"no tensor begins with its marker {self.marker}"
@@ -198,6 +196,12 @@ class Layout:
         entry = self.block.get(inner, Entry((inner,)))
         branch = f"@{entry.branch}" if entry.branch else ""
         return f"llm.layers.{number}.{entry.label}.{leaf}{branch}"
+
+
+def _has_stem(names: Iterable[str], stem: str) -> bool:
+    """Whether a tensor is called so, but for its leaf."""
+    dot = len(stem)
+    return any(name.startswith(stem) and name.rfind(".") == dot for name in names)
 
 
 def split_branch(slot: str) -> tuple[str, str]:

@@ -128,13 +128,13 @@ def _dtype(result: Alignment) -> list[str]:
 
 def _own(result: Alignment) -> list[str]:
     found = []
+    merged = {component(m.slot) for m in result.merged}
     for name in ("vision", "audio", "projector", "other"):
         counts = [
-            sum(component(slot) == name for slot in slots.by_slot)
+            len(slots.by_component.get(name, ()))
             for slots in (result.target_slots, result.donor_slots)
         ]
-        merged = any(component(m.slot) == name for m in result.merged)
-        if any(counts) and not merged:
+        if any(counts) and name not in merged:
             ours, theirs = counts
             found.append(f"{name}: the target's {ours} stay, the donor's {theirs} are unused")
     return found

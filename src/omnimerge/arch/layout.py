@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -42,6 +42,14 @@ class SlotMap:
     def layer_count(self) -> int:
         """Number of layers of the language model."""
         return len(self.layer_numbers)
+
+    @cached_property
+    def by_component(self) -> Mapping[str, tuple[str, ...]]:
+        """Component -> its slots, in order."""
+        found: dict[str, list[str]] = {}
+        for slot in self.by_slot:
+            found.setdefault(component(slot), []).append(slot)
+        return {name: tuple(slots) for name, slots in found.items()}
 
 
 def component(slot: str) -> str:

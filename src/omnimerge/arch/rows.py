@@ -72,7 +72,8 @@ class SlotRows:
         for name, label in slots.by_name.items():
             meta = checkpoint.tensors[name]
             shape = meta.shape
-            entry = slots.layout.entry(name) if label.startswith("llm.layers.") else None
+            fused = "+" in label and label.startswith("llm.layers.")
+            entry = slots.layout.entry(name) if fused else None
             if entry is None or entry.op == "rename" or not _can_be_cut(meta):
                 pieces: tuple[Piece, ...] = (Piece(name, label, 0, 0, math.prod(shape)),)
                 self._shapes[label] = shape

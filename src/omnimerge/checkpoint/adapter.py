@@ -14,7 +14,7 @@ from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.checkpoint.headers import TensorMeta, read_json
 from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.locate import locate
-from omnimerge.checkpoint.reader import Checkpoint, read_header
+from omnimerge.checkpoint.reader import Checkpoint, read_header, stamp
 from omnimerge.errors import CheckpointError, suggestion
 
 if TYPE_CHECKING:
@@ -121,8 +121,10 @@ class Adapter:
         if file is None:
             raise CheckpointError(f"{folder} holds neither {' nor '.join(_WEIGHTS)}")
         check_inside(folder, file)
+        stamps = {each: stamp(each) for each in (config_file, file)}
         tensors = {meta.name: meta for meta in read_header(file)}
         store = Checkpoint(str(reference), folder, config, tensors, (file,))
+        store.stamps = stamps
         return cls(str(reference), store, config, _changes(tensors, config, folder))
 
 
@@ -144,6 +146,7 @@ class AdaptedCheckpoint(Checkpoint):
         files = (*base.files, *adapter.store.files, adapter.store.folder / CONFIG_NAME)
         reference = f"{base.reference} + {adapter.reference}"
         super().__init__(reference, base.folder, base.config, dict(base.tensors), files)
+        self.stamps = {**base.stamps, **adapter.store.stamps}
         self.base = base
         self.adapter = adapter
         self._changes = {names[name]: change for name, change in adapter.changes.items()}

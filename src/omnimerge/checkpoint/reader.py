@@ -40,6 +40,9 @@ class Checkpoint:
         config: ``config.json``.
         tensors: where every tensor lies, by name, in file order.
         files: the weight files, in order.
+
+    Attributes:
+        stamps: bytes and time of the last change of weight files, from before they were read.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Checkpoint:
         self.config = config
         self.tensors: Mapping[str, TensorMeta] = tensors
         self.files = files
+        self.stamps: Mapping[Path, tuple[int, int]] = {}
         self._descriptors: dict[Path, int] = {}
 
     @classmethod
@@ -79,6 +83,7 @@ class Checkpoint:
             config = read_json(config_file)
             files, promised = _weight_files(folder)
             check_inside(folder, *files)
+            stamps = {file: stamp(file) for file in files}
             tensors = _collect(files)
         except OSError as error:
             raise CheckpointError(f"cannot read {folder}: {error.strerror}") from error
@@ -88,7 +93,9 @@ class Checkpoint:
                     f"the index of {folder} places tensor {name!r} in {file}, which does not hold "
                     "it; download or copy the checkpoint again"
                 )
-        return cls(str(reference), folder, config, tensors, files)
+        opened = cls(str(reference), folder, config, tensors, files)
+        opened.stamps = stamps
+        return opened
 
     @property
     def location(self) -> str:
@@ -230,6 +237,22 @@ class Checkpoint:
             ) from error
 
 
+def stamp(file: Path) -> tuple[int, int]:
+    """Return what tells whether a file has changed.
+
+    Args:
+        file: the file.
+
+    Returns:
+        Its bytes, and the time of its last change in nanoseconds.
+
+    Raises:
+        OSError: if it cannot be looked at.
+    """
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def _without_config(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return f"{folder} is a PEFT adapter; give it as `adapter: {folder}`"
@@ -265,10 +288,11 @@ def _indexed_files(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[st
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
-    for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} points outside its folder: {name!r}")
-    names = list(dict.fromkeys(weight_map.values()))
+    wrong = [name for name in weight_map.values() if not isinstance(name, str)]
+    names = list(dict.fromkeys(weight_map.values())) if not wrong else []
+    wrong += [name for name in names if Path(name).name != name]
+    if wrong:
+        raise CheckpointError(f"{index} points outside its folder: {wrong[0]!r}")
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{index} names {name}, which is missing; download it too")

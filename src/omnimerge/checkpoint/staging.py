@@ -56,7 +56,7 @@ class Staging:
         found: whether it was there already, left by a process that is gone.
 
     Raises:
-        OutputError: if another process writes this output.
+        OutputError: if another process writes this output, or something else is in the place.
         OSError: if the folder cannot be made.
     """
 
@@ -68,6 +68,11 @@ class Staging:
             self.folder.mkdir()
             self.found = False
         except FileExistsError:
+            if self.folder.is_symlink() or not self.folder.is_dir():  # whose content is not ours
+                raise OutputError(
+                    f"{self.folder} is in the way and is no folder that a merge left; remove it, "
+                    "or give another folder"
+                ) from None
             self.found = True
         self._lock = _locked(self.folder, out)
 
@@ -116,7 +121,7 @@ def leftovers(path: Path) -> list[Leftover]:
     found = []
     for folder in [*named, *inside]:
         suffix = next((s for s in (_OLD_SUFFIX, _SUFFIX) if folder.name.endswith(s)), None)
-        if suffix is None or not folder.is_dir() or _in_use(folder):
+        if suffix is None or folder.is_symlink() or not folder.is_dir() or _in_use(folder):
             continue
         nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         out = folder.with_name(folder.name.removeprefix(".").removesuffix(suffix))
@@ -154,7 +159,7 @@ def clean(leftover: Leftover) -> str:
 
 def _locked(folder: Path, out: Path) -> int | None:
     """Lock a folder; None where the file system has no locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -13,7 +13,7 @@ from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
 from omnimerge.checkpoint.journal import Journal, read_journal
 from omnimerge.checkpoint.shard import DISK_FULL, OutputTensor, ShardFile, safetensors_header
 from omnimerge.checkpoint.staging import JOURNAL_NAME, MANIFEST_NAME, Staging
-from omnimerge.errors import CheckpointError, OutputError
+from omnimerge.errors import CheckpointError, InputChangedError, OutputError
 
 __all__ = ["MANIFEST_NAME", "CheckpointWriter", "OutputTensor", "copy_files", "refuse_existing"]
 
@@ -272,7 +272,8 @@ class CheckpointWriter:
                     _undisturbed(journal.note)  # wrappers often pass a Ctrl-C on a second time
         else:
             broken = isinstance(error, (OSError, OutputError, CheckpointError))
-            kept = broken and journal.nbytes > headers
+            mixed = isinstance(error, InputChangedError)  # of the input before and after
+            kept = broken and not mixed and journal.nbytes > headers
         if not kept:
             self._discard()
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import signal
 import threading
+import time
 from typing import Any
 
 import click
@@ -40,6 +41,9 @@ Examples:
   omnimerge search recipe.yaml --prompts prompts.jsonl -o search/
   omnimerge merge recipe.yaml -o merged/
 """
+
+
+_BEGAN = "omnimerge.began"
 
 
 class _LazyGroup(click.Group):
@@ -99,10 +103,12 @@ def _left(ctx: click.Context) -> str:
     out = known.get("out")
     if out is None:
         return ""
-    from omnimerge.checkpoint.staging import leftovers
+    from omnimerge.checkpoint.staging import MANIFEST_NAME, leftovers
 
     if not any(each.resumable for each in leftovers(out)):
-        return " Nothing was written."
+        manifest = out / MANIFEST_NAME
+        done = manifest.is_file() and manifest.stat().st_mtime >= ctx.meta[_BEGAN]
+        return f" {out} is complete." if done else " Nothing was written."
     return (
         " What is done is kept: go on by the same command with --resume, or remove it with "
         f"`omnimerge clean {out}`."
@@ -117,5 +123,6 @@ def _left(ctx: click.Context) -> str:
 @click.version_option(package_name="omnimerge", message="%(version)s")
 def main() -> None:
     """Merge multimodal LLMs: map, merge and search, without training and without labels."""
+    click.get_current_context().meta[_BEGAN] = time.time()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)

@@ -234,7 +234,10 @@ def _protect_inputs(plan: MergePlan, out: Path) -> None:
 
 def _check_disk(plan: MergePlan, out: Path) -> None:
     parent = next((p for p in out.absolute().parents if p.is_dir()), Path("/"))
-    free = shutil.disk_usage(parent).free + sum(each.nbytes for each in leftovers(out))
+    try:
+        free = shutil.disk_usage(parent).free + sum(each.nbytes for each in leftovers(out))
+    except OSError:  # not every file system tells; then a full one shows while writing
+        return
     if free < plan.bytes_to_write:
         raise OutputError(
             f"no space left for {out}: {plan.bytes_to_write:,} bytes are needed and {free:,} are "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.engine.manifest import header_hash, pinned_recipe, roles, versions
-from omnimerge.errors import CheckpointError
+from omnimerge.errors import CheckpointError, InputChangedError
 
 if TYPE_CHECKING:
     from omnimerge.engine.plan import MergePlan
@@ -23,12 +23,15 @@ class InputFiles:
         plan: the merge.
 
     Raises:
-        CheckpointError: if one cannot be read.
+        CheckpointError: if one cannot be read, or has changed since its header was.
     """
 
     def __init__(self, plan: MergePlan) -> None:
         self._files = sorted({file for each in checkpoints_of(plan) for file in each.files})
         self._seen = {file: _look(file) for file in self._files}
+        for each in checkpoints_of(plan):  # between then and now lies the ancestor test
+            for file, (size, modified) in each.stamps.items():
+                self._compare(file, {"bytes": size, "modified_ns": modified}, self._seen[file])
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what is known of every file, as JSON values."""
@@ -38,15 +41,19 @@ class InputFiles:
         """Look again.
 
         Raises:
-            CheckpointError: if a file is gone, or is another than at the beginning.
+            InputChangedError: if a file is another than at the beginning.
+            CheckpointError: if it is gone.
         """
         for file, before in self._seen.items():
-            now = _look(file)
-            if changed := [what for what, value in before.items() if now[what] != value]:
-                raise CheckpointError(
-                    f"{file} changed while it was merged ({', '.join(changed)}); merge again when "
-                    "nothing writes to it"
-                )
+            self._compare(file, before, _look(file))
+
+    @staticmethod
+    def _compare(file: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        if changed := [what for what, value in before.items() if now[what] != value]:
+            raise InputChangedError(
+                f"{file} changed while it was merged ({', '.join(changed)}); merge again when "
+                "nothing writes to it"
+            )
 
 
 def merge_key(plan: MergePlan, files: InputFiles, devices: Mapping[str, str] | None = None) -> str:
