@@ -211,7 +211,8 @@ def save(file: Path, run: Run, rows: list[dict[str, Any]], turns: int) -> None:
     entry = {
         **key, "turns": turns, "cores": os.cpu_count(), "processor": platform.machine(),
         "python": platform.python_version(), "load": round(os.getloadavg()[0], 1),
-        "device": run.device or "cpu", "mergekit": PEER if run.mergekit else "not run", "failed": run.failed, "rows": rows,
+        "device": run.device or "cpu", "mergekit": PEER if run.mergekit else "not run",
+        "failed": run.failed, "rows": rows,
     }  # fmt: skip
     before = json.loads(file.read_text()).get("runs", []) if file.is_file() else []
     kept = [each for each in before if {name: each[name] for name in key} != key]
