@@ -157,8 +157,8 @@ def bench_page() -> str:
         parts += [tables.markdown(replace(table, lines=plain))]
         if searched:
             rows = [
-                f"| {row.name} | {_average(row)} | {_average(searched[row.name])} | {_scales(row)} | "
-                f"{_scales(searched[row.name])} |"
+                f"| {row.name} | {_average(row)} | {_average(searched[row.name])} | {tables.scales(row.chosen)} | "
+                f"{tables.scales(searched[row.name].chosen)} |"
                 for row in plain
                 if row.kind == "method" and row.name in searched
             ]
@@ -192,10 +192,6 @@ def _where(run: Results) -> str:
 
 def _average(row: tables.TableRow) -> str:
     return row.cells[tables.AVERAGE].text()
-
-
-def _scales(row: tables.TableRow) -> str:
-    return " ".join(f"{value:g}" for value in row.chosen)
 
 
 def _finding(found: Experiment) -> str:

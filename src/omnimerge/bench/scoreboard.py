@@ -10,7 +10,7 @@ from omnimerge.bench import lines, results
 from omnimerge.bench.line import BenchError
 from omnimerge.bench.page import Board, Kind, ScaleCurve, Scored
 from omnimerge.bench.results import Point, Results, mean
-from omnimerge.bench.tables import AVERAGE, Cell, Table, TableRow, make_tables
+from omnimerge.bench.tables import AVERAGE, Cell, Table, TableRow, make_tables, scales
 
 _KINDS: dict[str, Kind] = {
     "base": "base",
@@ -94,7 +94,7 @@ def _scored(table: Table, row: TableRow) -> Scored:
         deviations=tuple(cell.deviation for cell in cells),
         average=average.mean,
         average_deviation=average.deviation,
-        scale=" ".join(f"{value:g}" for value in row.chosen),
+        scale=scales(row.chosen),
         seconds=row.seconds.mean if row.seconds else None,
         seconds_deviation=row.seconds.deviation if row.seconds else None,
         memory=row.peak_bytes.mean if row.peak_bytes else None,

@@ -260,11 +260,24 @@ def _texts(table: Table, line: TableRow) -> list[str]:
         line.cells[column].text() + ("*" if column in line.best else "")
         for column in (*table.columns, AVERAGE)
     ]
-    scale = " ".join(f"{value:g}" for value in line.chosen)
+    scale = scales(line.chosen)
     seconds = line.seconds.text(1.0, 2) if line.seconds else ""
     peak = line.peak_bytes.text(1e-6, 1) if line.peak_bytes else ""
     gain = line.gain.text() if line.gain else ""
     return [name, *numbers, gain, scale, seconds, peak]
+
+
+def scales(chosen: Sequence[float]) -> str:
+    """Write what the seeds chose.
+
+    Args:
+        chosen: one value per seed.
+
+    Returns:
+        The values, or the one that all chose.
+    """
+    every = list(dict.fromkeys(chosen))
+    return " ".join(f"{value:g}" for value in (every if len(every) == 1 else chosen))
 
 
 def markdown(table: Table) -> str:
