@@ -50,7 +50,7 @@ def test_means_and_deviations_over_seeds(tmp_path):
     assert ties.deviations == pytest.approx((0.02**0.5, 0.0))  # |0.6 - 0.8| / sqrt 2
     assert ties.average == pytest.approx(0.6)
     assert (ties.scale, ties.seconds, ties.memory) == ("0.5", 1.5, 1000)
-    assert rows["ties, scale by search", "merged"].scale == "0.3 0.3"
+    assert rows["ties, scale by search", "merged"].scale == "0.3"
     (curve,) = board.curves
     assert (curve.name, curve.scales) == ("ties", (0.3, 0.5))
     assert curve.averages == pytest.approx((0.6, 0.7))
