@@ -23,7 +23,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "bench-page.html"
 
 EXPERIMENTS = {
     "internvl": ("norm-growth", "ablation", "rank-ratio", "distributions", "overtraining"),
-    "qwen2vl": ("norm-growth", "ablation", "rank-ratio", "distributions", "overtraining"),
+    "qwen2vl": ("norm-growth", "ablation", "rank-ratio", "distributions"),
     "modality": (),
 }
 """Those of the paper's findings that each line can show; all on its first seed."""
