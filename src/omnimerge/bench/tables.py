@@ -116,8 +116,8 @@ def read_results(path: Path) -> list[Results]:
     """
     if path.is_file():
         return [results.read(Results, path)]
-    files = sorted(path.glob("*.json")) if path.is_dir() else []
-    files = [file for file in files if file.name != results.BUILD_NAME]
+    seed = any((path / name).is_file() for name in (results.RESULTS_NAME, results.BUILD_NAME))
+    files = sorted(path.glob("*.json")) if not seed else []
     if not files:
         files = [place / results.RESULTS_NAME for place in built_folders(path)]
         missing = [str(file.parent) for file in files if not file.is_file()]

@@ -141,6 +141,16 @@ def test_results_survive_the_disk(tmp_path):
     assert tables.read_results(tmp_path / "results.json") == [SEEDS[0]]
 
 
+def test_a_built_seed_holds_other_files_too(tmp_path):
+    built = results.Build(line="fake", preset="full", seed=0, seconds=1.0, environment=HERE)
+    results.write(built, tmp_path / "build.json")
+    (tmp_path / "line.json").write_text("{}")
+    with pytest.raises(BenchError, match="no results yet"):
+        tables.read_results(tmp_path)
+    results.write(SEEDS[0], tmp_path / "results.json")
+    assert tables.read_results(tmp_path) == [SEEDS[0]]
+
+
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(BenchError, match="holds no benchmark"):
         tables.read_results(tmp_path)
