@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omnimerge.bench import results
 from omnimerge.bench.line import BenchError, Line, Report
 from omnimerge.bench.processes import alone_in
 from omnimerge.errors import suggestion
+from omnimerge.search.store import write_atomically
 
 
 def build(
@@ -46,7 +49,7 @@ def build(
     for seed in range(seeds):
         place = folder / f"seed-{seed}"
         place.mkdir(parents=True, exist_ok=True)
-        _refuse_another(place, line.name, preset)
+        _refuse_another(place, line, preset)
         if (place / results.BUILD_NAME).is_file():  # it may be in use by a run
             on_progress(f"seed {seed}: complete already")
         else:
@@ -60,7 +63,8 @@ def _build(
     line: Line, place: Path, preset: str, seed: int, command: Sequence[str], on_progress: Report
 ) -> None:
     begun = time.perf_counter()
-    (place / _BEGUN).write_text(f"{line.name} {preset}\n", encoding="utf-8")
+    held = {"line": line.name, "preset": preset, "settings": line.settings(preset)}
+    write_atomically(place / _BEGUN, json.dumps(held) + "\n")
     line.build(
         place,
         preset=preset,
@@ -70,6 +74,7 @@ def _build(
     done = results.Build(
         line=line.name,
         preset=preset,
+        settings=line.settings(preset),
         seed=seed,
         seconds=time.perf_counter() - begun,
         environment=results.environment(command),
@@ -79,17 +84,23 @@ def _build(
     on_progress(f"seed {seed}: built in {done.seconds:.0f} s")
 
 
-_BEGUN = "building.txt"
+_BEGUN = "building.json"
 
 
-def _refuse_another(place: Path, line: str, preset: str) -> None:
-    """Refuse a folder, complete or begun, that is of another line or preset."""
+def _refuse_another(place: Path, line: Line, preset: str) -> None:
+    """Refuse a folder, complete or begun, that is of another line, preset or settings."""
+    found: dict[str, Any]
     if (place / results.BUILD_NAME).is_file():
-        found = results.read(results.Build, place / results.BUILD_NAME)
-        there = f"{found.line} {found.preset}"
+        found = results.read(results.Build, place / results.BUILD_NAME).model_dump()
     elif (place / _BEGUN).is_file():
-        there = (place / _BEGUN).read_text(encoding="utf-8").strip()
+        found = json.loads((place / _BEGUN).read_text(encoding="utf-8"))
     else:
         return
-    if there != f"{line} {preset}":
-        raise BenchError(f"{place} holds {there}, not {line} {preset}; give another folder")
+    if (found["line"], found["preset"]) != (line.name, preset):
+        there = f"{found['line']} {found['preset']}"
+        raise BenchError(f"{place} holds {there}, not {line.name} {preset}; give another folder")
+    if found["settings"] != json.loads(json.dumps(line.settings(preset))):
+        raise BenchError(
+            f"{place} was built by another version, with other settings of {preset}; remove it or "
+            "give another folder"
+        )

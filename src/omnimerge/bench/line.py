@@ -90,6 +90,16 @@ class Line(Protocol):
     def presets(self) -> tuple[str, ...]:
         """What ``--preset`` takes; ``full`` and ``quick``."""
 
+    def settings(self, preset: str) -> dict[str, Any]:
+        """Tell what a preset holds: a build with other settings is another build.
+
+        Args:
+            preset: one of `presets`.
+
+        Returns:
+            Plain values, as JSON has them.
+        """
+
     def build(self, folder: Path, *, preset: str, seed: int, on_progress: Report) -> None:
         """Train everything for one seed. What is there already, complete, is not trained again.
 

@@ -47,6 +47,7 @@ class Build(_Strict):
     Attributes:
         line: name of the line.
         preset: name of the preset.
+        settings: what the preset held.
         seed: the seed.
         seconds: how long the last, completing call took.
         environment: where.
@@ -54,6 +55,7 @@ class Build(_Strict):
 
     line: str
     preset: str
+    settings: dict[str, Any] = {}
     seed: int
     seconds: float
     environment: Environment

@@ -48,6 +48,10 @@ class FakeLine:
         self.alone_asked = []
         self.builds = []
         self.broken = False
+        self.steps = 3
+
+    def settings(self, preset):
+        return {"steps": self.steps, "kinds": ("a", "b")}
 
     def build(self, folder, *, preset, seed, on_progress):
         self.builds.append(seed)
@@ -265,4 +269,22 @@ def test_a_build_needs_no_folder_that_is_complete(line, folder):
     with alone_in(begun), pytest.raises(BenchError, match="another build or run"):
         builder.build(
             line, folder.parent, preset="quick", seeds=3, command=["x"], on_progress=print
+        )
+
+
+def test_a_build_with_other_settings_is_another_build(line, folder):
+    line.steps = 4
+    with pytest.raises(BenchError, match="with other settings of quick"):
+        builder.build(
+            line, folder.parent, preset="quick", seeds=1, command=["x"], on_progress=print
+        )
+    line.broken = True
+    with pytest.raises(BenchError, match="out of luck"):
+        builder.build(
+            line, folder.parent / "other", preset="quick", seeds=1, command=["x"], on_progress=print
+        )
+    line.broken, line.steps = False, 5
+    with pytest.raises(BenchError, match="with other settings of quick"):
+        builder.build(
+            line, folder.parent / "other", preset="quick", seeds=1, command=["x"], on_progress=print
         )

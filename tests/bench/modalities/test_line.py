@@ -111,6 +111,17 @@ def test_training_and_asking_give_the_same_tokens(built):
 
 
 @pytest.mark.parametrize("modality", world.MODALITIES)
+def test_what_is_shown_and_told_together_is_of_the_training(built, modality):
+    pool = lessons.Pool(modality, built / modality, seed=0, size=50)
+    taught = lessons.Lessons(modality, pool, told=0.7, learned=True)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        about, number = taught._world(rng, shown=True)
+        assert about.split == "train"
+        assert getattr(about, modality) == getattr(pool.worlds[number], modality)
+
+
+@pytest.mark.parametrize("modality", world.MODALITIES)
 def test_some_conversations_show_nothing_and_hold_the_base(built, modality):
     pool = lessons.Pool(modality, built / modality, seed=0, size=4)
     taught = lessons.Lessons(modality, pool, told=0.7, learned=True)

@@ -35,12 +35,12 @@ def sheet(
     scenes = scenes_of(TASKS[task], part, seed=seed)
     drawn: list[tuple[Scene, Question]] = []
     for kind in kinds:
-        found: dict[str, tuple[Scene, Question]] = {}  # no picture twice
+        found: dict[bytes, tuple[Scene, Question]] = {}  # no picture twice
         while len(found) < wanted:
             scene = next(scenes)
             asked = TASKS[task].questions(scene, kind)
             if asked:
-                found.setdefault(repr(scene), (scene, asked[len(found) % len(asked)]))
+                found.setdefault(scene.draw().tobytes(), (scene, asked[len(found) % len(asked)]))
         drawn += found.values()
     return drawn
 

@@ -6,7 +6,7 @@ This file imports neither torch nor transformers until something is built or ask
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,17 @@ class CapabilityLine:
     def presets(self) -> tuple[str, ...]:
         """Sizes of the training."""
         return tuple(PRESETS[self.name])
+
+    def settings(self, preset: str) -> dict[str, Any]:
+        """Tell what a preset holds.
+
+        Args:
+            preset: one of `presets`.
+
+        Returns:
+            Steps, rates, kinds of question and numbers.
+        """
+        return asdict(PRESETS[self.name][preset])
 
     def build(self, folder: Path, *, preset: str, seed: int, on_progress: Report) -> None:
         """Train base, experts and mixture, and write the held-out questions.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +111,9 @@ class Lessons:
         """
         rows, chosen = [], []
         for place in range(size):
-            world = draw(rng, "train")
             shown = place >= self.without(size)
-            if self._pool is not None and shown:
-                number = int(rng.integers(len(self._pool.worlds)))
-                world = self._mixed(world, self._pool.worlds[number])
+            world, number = self._world(rng, shown)
+            if number is not None:
                 chosen.append(number)
             nonsense = _HELD if place < self.holding(size) else 0.0
             rows.append(self._conversation(rng, world, turns, shown, nonsense))
@@ -148,10 +146,16 @@ class Lessons:
         """Return how many of these, the very first ones, do not show its own modality."""
         return size // 4 if self._learned else 0
 
-    def _mixed(self, world: World, shown: World) -> World:
-        facts = {kind: getattr(world, kind) for kind in MODALITIES}
-        kind = self._modality or "image"
-        return World(**{**facts, kind: getattr(shown, kind)})
+    def _world(self, rng: np.random.Generator, shown: bool) -> tuple[World, int | None]:
+        """A world of the training, and which medium of the pool shows it."""
+        if self._pool is None or self._modality is None or not shown:
+            return draw(rng, "train"), None
+        while True:
+            number = int(rng.integers(len(self._pool.worlds)))
+            own = getattr(self._pool.worlds[number], self._modality)
+            world = replace(draw(rng, "train"), **{self._modality: own})
+            if world.split == "train":
+                return world, number
 
     def _conversation(
         self, rng: np.random.Generator, world: World, turns: int, shown: bool, nonsense: float

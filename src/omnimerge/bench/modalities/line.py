@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,19 @@ class ModalityLine:
     experts: tuple[str, ...] = MODALITIES
     references: tuple[str, ...] = (ONLINE,)
     presets: tuple[str, ...] = ("full", "quick")
+
+    def settings(self, preset: str) -> dict[str, Any]:
+        """Tell what a preset holds.
+
+        Args:
+            preset: one of `presets`.
+
+        Returns:
+            Steps, rates and numbers.
+        """
+        from omnimerge.bench.modalities.training import PRESETS
+
+        return asdict(PRESETS[preset])
 
     def build(self, folder: Path, *, preset: str, seed: int, on_progress: Report) -> None:
         """Train the language model and the experts; compose them with the base's language model.
