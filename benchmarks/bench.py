@@ -4,7 +4,8 @@ python benchmarks/bench.py FOLDER            # build, run, measure; goes on wher
 python benchmarks/bench.py FOLDER --save     # then replace benchmarks/results/bench by it
 
 Every step is an omnimerge command that is printed before it runs, in FOLDER. At the end the
-averages are compared with those in benchmarks/results/bench.
+tables are compared with those in benchmarks/results/bench; the exit code is 1 if a cell is further
+away than the deviation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "bench-page.html"
 EXPERIMENTS = {
     "internvl": ("norm-growth", "ablation", "rank-ratio", "distributions", "overtraining"),
     "qwen2vl": ("norm-growth", "ablation", "rank-ratio", "distributions"),
-    "modality": (),
+    "modality": ("norm-growth", "distributions"),
 }
 """Those of the paper's findings that each line can show; all on its first seed."""
 
@@ -49,37 +50,39 @@ def make(folder: Path, line: str, seeds: int) -> None:
 
 
 def save(folder: Path, line: str) -> None:
-    """Copy results and experiments of a line to those that are committed."""
+    """Copy what a line's commands wrote, no weights and no rows, to what is committed."""
     to = COMMITTED / line
     shutil.rmtree(to, ignore_errors=True)
-    (to / "experiments").mkdir(parents=True)
-    for file in sorted(folder.glob(f"{line}/seed-*/results.json")):
-        shutil.copyfile(file, to / f"{file.parent.name}.json")
-    for file in sorted(folder.glob(f"{line}/seed-0/results/experiment-*.json")):
-        shutil.copyfile(file, to / "experiments" / file.name.removeprefix("experiment-"))
+    for place in sorted(folder.glob(f"{line}/seed-*")):
+        (to / place.name / "results").mkdir(parents=True)
+        names = ("build.json", "results.json", "analysis.json")
+        found = [place / name for name in names] + list(place.glob("results/experiment-*.json"))
+        for file in found:
+            if file.is_file():
+                shutil.copyfile(file, to / place.name / file.relative_to(place))
 
 
-def compare(line: str, folder: Path) -> None:
-    """Print whose average differs from the committed one by more than its deviation."""
+def compare(line: str, folder: Path) -> int:
+    """Print what differs from the committed table by more than its deviation; count it."""
     if not (COMMITTED / line).is_dir():
         print(f"{line}: nothing committed to compare with")
-        return
+        return 0
     (old,), (new,) = (make_tables(read_results(place)) for place in (COMMITTED / line, folder))
-    apart = [f"{name}: {now} for {was}" for name, was, now in _differences(old, new)]
-    print(f"{line}: {len(old.lines)} rows, {len(apart)} beyond the deviation", *apart, sep="\n  ")
+    apart = differences(old, new)
+    print(f"{line}: {len(apart)} cells beyond the deviation, or missing", *apart, sep="\n  ")
+    return len(apart)
 
 
-def _differences(old: Table, new: Table) -> list[tuple[str, str, str]]:
-    found = []
-    rows = {(row.kind, row.name): row for row in new.lines if row.cells}
-    for row in old.lines:
-        now = rows.get((row.kind, row.name))
-        if not row.cells or now is None:
-            continue
-        was, cell = row.cells[AVERAGE], now.cells[AVERAGE]
-        if abs(cell.mean - was.mean) > max(was.deviation or 0.0, 1e-9):
-            found.append((f"{row.kind} {row.name}", was.text(), cell.text()))
-    return found
+def differences(old: Table, new: Table) -> list[str]:
+    """List cells that are further from the old mean than its deviation, and rows of one side."""
+    was, now = ({(r.kind, r.name): r for r in table.lines if r.cells} for table in (old, new))
+    found = [f"{kind} {name}: not in both" for kind, name in was.keys() ^ now.keys()]
+    for key in was.keys() & now.keys():
+        for column in (*old.columns, AVERAGE):
+            before, after = was[key].cells[column], now[key].cells[column]
+            if abs(after.mean - before.mean) > max(before.deviation or 0.0, 1e-9):
+                found.append(f"{' '.join(key)}, {column}: {after.text()} for {before.text()}")
+    return sorted(found)
 
 
 def main() -> None:
@@ -95,12 +98,12 @@ def main() -> None:
     for line in lines:
         make(asked.folder, line, asked.seeds)
     omnimerge(asked.folder, "bench", "report", *lines, "-o", "report.html")
+    apart = sum(compare(line, asked.folder / line) for line in lines)
+    if not asked.save:
+        raise SystemExit(1 if apart else 0)
     for line in lines:
-        compare(line, asked.folder / line)
-        if asked.save:
-            save(asked.folder, line)
-    if asked.save and not asked.line:
-        shutil.copyfile(asked.folder / "report.html", PAGE)
+        save(asked.folder, line)
+    omnimerge(COMMITTED.parents[2], "bench", "report", str(COMMITTED), "-o", str(PAGE))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import click
 from omnimerge.arch import layouts
 from omnimerge.bench import experiments, lines, tables
 from omnimerge.bench.experiments.result import Experiment, read_experiment
-from omnimerge.bench.results import Results
+from omnimerge.bench.results import Build, Results, read
 from omnimerge.cli import main as cli
 from omnimerge.cli.methods import describe_param
 from omnimerge.engine.recipe import Recipe
@@ -150,8 +150,7 @@ def bench_page() -> str:
             continue
         runs = tables.read_results(folder)
         (table,) = tables.make_tables(runs)
-        first = runs[0]
-        parts += [f"## `{name}`", lines.get(name).about + ".", _where(first)]
+        parts += [f"## `{name}`", lines.get(name).about + ".", _where(folder, runs)]
         searched = {row.name: row for row in table.lines if row.kind == "search"}
         plain = tuple(row for row in table.lines if row.kind != "search")
         parts += [tables.markdown(replace(table, lines=plain))]
@@ -163,8 +162,10 @@ def bench_page() -> str:
                 if row.kind == "method" and row.name in searched
             ]
             parts += ["### Scales chosen without labels", "\n".join([_SEARCHED, *rows])]
-        files = sorted((folder / "experiments").glob("*.json"))
-        found = {file.stem: read_experiment(file) for file in files}
+        if name == "modality":
+            parts += [_criterion(table)]
+        files = sorted(folder.glob("seed-0/results/experiment-*.json"))
+        found = {each.name: each for each in map(read_experiment, files)}
         parts += [_finding(found[each]) for each in experiments.names() if each in found]
     return "\n\n".join(parts)
 
@@ -185,9 +186,49 @@ _SEARCHED = """The average on the test at the scale that labels choose (validati
 |---|--:|--:|--:|--:|"""
 
 
-def _where(run: Results) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in run.environment.versions.items())
-    return f"{run.environment.cores} cores, {run.environment.machine}; {versions}."
+def _where(folder: Path, runs: list[Results]) -> str:
+    here = runs[0].environment
+    versions = ", ".join(f"{name} {number}" for name, number in here.versions.items())
+    builds = [read(Build, file).seconds for file in sorted(folder.glob("seed-*/build.json"))]
+    took = [sum(row.took for row in run.rows) for run in runs]
+    minutes = [" ".join(f"{seconds / 60:.0f}" for seconds in each) for each in (builds, took)]
+    return (
+        f"Minutes by seed, on {here.cores} cores ({here.machine}), without a GPU: {minutes[0]} to build, "
+        f"{minutes[1]} to run. {versions}."
+    )
+
+
+def _criterion(table: tables.Table) -> str:
+    """Does one composed model do what each expert does, and what none of them can?"""
+    rows = {(row.kind, row.name): row for row in table.lines}
+    best = max(
+        (r for r in table.lines if r.kind == "method" and r.cells),
+        key=lambda r: r.cells[tables.AVERAGE].mean,
+    )
+    said = []
+    for column in table.columns:
+        expert = rows.get(("expert", column))
+        cell = best.cells[column]
+        if expert is not None:
+            own = expert.cells[column]
+            spread = max(own.deviation or 0.0, cell.deviation or 0.0)
+            near = "within" if own.mean - cell.mean <= spread else "beyond"
+            said.append(
+                f"- {column}: {cell.text()}, the {column} expert {own.text()}; {near} the deviation."
+            )
+        else:
+            top = max(
+                (r for (kind, _), r in rows.items() if kind == "expert"),
+                key=lambda r: r.cells[column].mean,
+            )
+            than = "better" if cell.mean > top.cells[column].mean else "not better"
+            said.append(
+                f"- {column}: {cell.text()}, the best expert ({top.name}) {top.cells[column].text()}: {than}."
+            )
+    return (
+        f"The method with the best average is `{best.name}`. By kind of question:\n\n"
+        + "\n".join(said)
+    )
 
 
 def _average(row: tables.TableRow) -> str:

@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from omnimerge.bench import lines
-from omnimerge.bench.line import Line
+from omnimerge.bench.line import BenchError, Line
 
 _PRELOADED = ["torch", "omnimerge.methods", "omnimerge.engine.execute", "omnimerge.bench.cost"]
 
@@ -33,8 +34,11 @@ def measure(line: Line, recipe: Mapping[str, Any], out: Path) -> tuple[float, in
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(_PRELOADED)
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measured, line.name, dict(recipe), out).result()
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_measured, line.name, dict(recipe), out).result()
+    except BrokenProcessPool:
+        raise BenchError("the process that merged was killed; is there enough memory?") from None
 
 
 def _measured(name: str, recipe: Mapping[str, Any], out: Path) -> tuple[float, int | None]:
@@ -42,6 +46,7 @@ def _measured(name: str, recipe: Mapping[str, Any], out: Path) -> tuple[float, i
 
     torch.set_num_threads(1)
     line = lines.get(name)
+    line.warm_up(recipe)
     before = _status("VmRSS")
     seconds = []
     peak = None

@@ -123,6 +123,16 @@ class Line(Protocol):
             `put` and `write` take.
         """
 
+    def task_vectors(self, folder: Path) -> dict[str, Any]:
+        """Return a recipe whose base and models are those that task vectors are measured of.
+
+        Args:
+            folder: a built folder.
+
+        Returns:
+            What `omnimerge.engine.load_recipe` takes.
+        """
+
     def subject(self, folder: Path) -> Subject:
         """Load the model that takes merges; it holds the base's weights at first.
 
@@ -143,6 +153,13 @@ class Line(Protocol):
 
         Returns:
             Column -> share of right answers.
+        """
+
+    def warm_up(self, recipe: Mapping[str, Any]) -> None:
+        """Plan what `write` does, so that all code that it needs is loaded.
+
+        Args:
+            recipe: from `recipe`.
         """
 
     def write(self, recipe: Mapping[str, Any], out: Path) -> None:

@@ -16,6 +16,7 @@ from omnimerge.bench.line import BenchError
 BUILD_NAME = "build.json"
 ROWS_NAME = "results"
 RESULTS_NAME = "results.json"
+VERSIONS_NAME = "versions.json"
 
 Kind = Literal["base", "expert", "reference", "method", "search", "refused"]
 """`search`: the scale of a method chosen without labels. `refused`: a method that cannot be run."""
@@ -49,7 +50,7 @@ class Build(_Strict):
         preset: name of the preset.
         settings: what the preset held.
         seed: the seed.
-        seconds: how long the last, completing call took.
+        seconds: how long it took, interrupted calls included.
         environment: where.
     """
 
@@ -85,6 +86,7 @@ class Row(_Strict):
         parameters: the chosen keywords of a method.
         points: what they were chosen from.
         asked: the values that were asked for, so that another request is noticed.
+        took: seconds that the row took in all, merging and answering.
         seconds: time of the merge to disk.
         peak_bytes: memory that the merge to disk took on top of the idle process, where known.
         reason: why a method was refused.
@@ -96,6 +98,7 @@ class Row(_Strict):
     parameters: dict[str, Any] = {}
     points: tuple[Point, ...] = ()
     asked: tuple[float, ...] = ()
+    took: float = 0.0
     seconds: float | None = None
     peak_bytes: int | None = None
     reason: str = ""

@@ -7,7 +7,9 @@ begins, so that an interrupted run goes on.
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ from omnimerge.bench.results import Build, Point, Results, Row, mean
 from omnimerge.errors import OmnimergeError
 from omnimerge.search import select
 from omnimerge.search.criteria import unanimity
+from omnimerge.search.store import write_atomically
 
 MERGED = "merged"
 
@@ -51,8 +54,13 @@ class Run:
         """Make every row that is not on disk yet.
 
         Returns:
-            All rows: base, experts, references, then methods, each with its choice by search.
+            All rows: base, experts, references, then methods, each with its choice by search; those
+            of methods that were run before and are not asked for now come last.
+
+        Raises:
+            BenchError: if rows are there that other versions made, or a method fails.
         """
+        self._check_versions()
         singles = [
             (BASE, "base"),
             *((name, "expert") for name in self.line.experts),
@@ -61,24 +69,60 @@ class Run:
         found = [self._single(name, kind) for name, kind in singles]
         for method in self.methods:
             found += self._method(method)
-        return found
+        there = {(row.kind, row.name) for row in found}
+        stored = [results.read(Row, file) for file in self._stored()]
+        return [*found, *(row for row in stored if (row.kind, row.name) not in there)]
+
+    def _stored(self) -> list[Path]:
+        """Files of methods' rows on disk, by name."""
+        folder = self.folder / results.ROWS_NAME
+        methods = sorted(folder.glob("method-*.json"))
+        searched = [
+            path.with_name(f"search-{path.name.removeprefix('method-')}") for path in methods
+        ]
+        return [p for pair in zip(methods, searched, strict=True) for p in pair if p.is_file()]
+
+    def _check_versions(self) -> None:
+        """Rows are made by one set of versions, or none is like the other."""
+        now = results.environment([]).versions
+        file = self.folder / results.ROWS_NAME / results.VERSIONS_NAME
+        if not file.is_file():
+            write_atomically(file, json.dumps(now) + "\n")
+            return
+        before = json.loads(file.read_text(encoding="utf-8"))
+        apart = [
+            f"{name} {before.get(name, '-')} then, {now.get(name, '-')} now"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if apart:
+            raise BenchError(
+                f"rows in {file.parent} are of other versions ({'; '.join(apart)}); remove that "
+                "folder to make all of them again"
+            )
 
     def _single(self, name: str, kind: Any) -> Row:
         path = self._path(kind, name)
         if path.is_file():
             return results.read(Row, path)
-        row = Row(name=name, kind=kind, scores=self.line.alone(self.folder, name, "test"))
-        return self._done(row)
+        begun = time.perf_counter()
+        scores = self.line.alone(self.folder, name, "test")
+        took = time.perf_counter() - begun
+        return self._done(Row(name=name, kind=kind, scores=scores, took=took))
 
     def _method(self, method: str) -> list[Row]:
         asked = tuple(self.scales) if grid.swept(method) else ()
+        tried = grid.points(method, self.scales)
         paths = [self._path(kind, method) for kind in ("method", "search")]
-        stored = [results.read(Row, path) for path in paths if path.is_file()]
-        if stored and stored[0].asked == asked:
-            return stored
+        if paths[0].is_file():  # it is written last
+            stored = [results.read(Row, path) for path in paths if path.is_file()]
+            if self._is_of(stored[0], asked, tried):
+                return stored
         for path in paths:
             path.unlink(missing_ok=True)
         reason = grid.refusal(method, self.line.recipe(self.folder, method, {}))
+        if not tried:
+            reason = reason or "its scale is a share, and none of the scales is at most 1"
         if reason:
             return [self._done(Row(name=method, kind="refused", asked=asked, reason=reason))]
         try:
@@ -86,7 +130,15 @@ class Run:
         except OmnimergeError as error:
             raise BenchError(f"{method}: {error}") from error
 
+    def _is_of(self, row: Row, asked: tuple[float, ...], tried: list[dict[str, Any]]) -> bool:
+        """Whether a row is what is asked for now, and what is to be kept of it is there."""
+        if row.kind == "refused":
+            return row.asked == asked
+        kept = not self.keep or (self.folder / MERGED / row.name).is_dir()
+        return kept and row.asked == asked and [p.parameters for p in row.points] == tried
+
     def _merge(self, method: str, asked: tuple[float, ...]) -> list[Row]:
+        begun = time.perf_counter()
         points = list(self._tried(method))
         best = max(points, key=lambda point: mean(point.scores.values()))  # ties: the smallest
         seconds, peak = self._written(method, best.parameters)
@@ -100,7 +152,7 @@ class Run:
             seconds=seconds,
             peak_bytes=peak,
         )
-        extra = []
+        extra: list[Row] = []
         if len(points) >= 3:
             chosen = select(range(len(points)), [point.changed for point in points]).point
             parameters = points[int(chosen)].parameters
@@ -112,7 +164,8 @@ class Run:
             )
         for each in extra:  # before the method's own row, which says that all is there
             self._done(each)
-        return [self._done(row), *extra]
+        took = time.perf_counter() - begun
+        return [self._done(row.model_copy(update={"took": took})), *extra]
 
     def _tried(self, method: str) -> Iterator[Point]:
         """Score a method at every point on the validation split."""

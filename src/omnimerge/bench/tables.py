@@ -62,6 +62,7 @@ class TableRow:
     Attributes:
         name: of the model or method.
         kind: what it is.
+        seeds: how many seeds have it.
         cells: column -> number; `AVERAGE` too. Empty for a refused method.
         gain: its average less the base's, seed by seed; None for the base and refused methods.
         best: columns in which it is the best method.
@@ -73,6 +74,7 @@ class TableRow:
 
     name: str
     kind: str
+    seeds: int
     cells: dict[str, Cell]
     gain: Cell | None
     best: frozenset[str]
@@ -138,7 +140,7 @@ def make_tables(found: Sequence[Results]) -> list[Table]:
         One table per line and preset.
 
     Raises:
-        BenchError: if a seed is given twice.
+        BenchError: if a seed is given twice, or seeds were asked other questions or other scales.
     """
     groups: dict[tuple[str, str], list[Results]] = {}
     for each in found:
@@ -151,10 +153,16 @@ def _table(group: Sequence[Results]) -> Table:
     first = group[0]
     if len(set(seeds)) < len(seeds):
         raise BenchError(f"{first.line} {first.preset}: a seed is given twice: {list(seeds)}")
+    where = f"{first.line} {first.preset}"
+    if any(each.columns != first.columns for each in group):
+        raise BenchError(f"{where}: the seeds have other columns; run all with one version")
     rows: dict[tuple[str, str], list[Row]] = {}
     for each in group:
         for row in each.rows:
             rows.setdefault((row.kind, row.name), []).append(row)
+    for (_, name), found in rows.items():
+        if any(row.asked != found[0].asked for row in found):
+            raise BenchError(f"{where}: {name} was run with other scales by seed; run all again")
     columns = (*first.columns, AVERAGE)
     cells = {key: _cells(found, columns) for key, found in rows.items()}
     best = {
@@ -205,6 +213,7 @@ def _line(
     return TableRow(
         name=name,
         kind=kind,
+        seeds=len(rows),
         cells=cells,
         gain=gain,
         best=frozenset(marked),
@@ -256,6 +265,8 @@ _TITLES = {"expert": "expert {}", "search": "{}, scale by search"}
 
 def _texts(table: Table, line: TableRow) -> list[str]:
     name = _TITLES.get(line.kind, "{}").format(line.name)
+    if line.seeds < len(table.seeds):
+        name += f" ({line.seeds} of {len(table.seeds)} seeds)"
     numbers = [
         line.cells[column].text() + ("*" if column in line.best else "")
         for column in (*table.columns, AVERAGE)

@@ -70,6 +70,9 @@ class FakeLine:
         self.alone_asked.append((name, split))
         return {"one": 0.25, "two": 0.5}
 
+    def warm_up(self, recipe):
+        raise AssertionError("measured elsewhere")
+
     def write(self, recipe, out):
         raise AssertionError("measured elsewhere")
 
@@ -172,6 +175,73 @@ def test_an_interrupted_run_goes_on(line, folder):
 
     assert line.alone_asked == []  # on disk since the first run
     assert rows["method", "task_arithmetic"].average == 0.5
+
+
+def test_a_run_that_ended_between_two_rows_makes_both_again(line, folder):
+    first = go(line, folder)
+    (folder / results.ROWS_NAME / "method-task_arithmetic.json").unlink()
+    rows = go(line, folder)
+    assert rows.keys() == first.keys() and ("method", "task_arithmetic") in rows
+    assert rows["method", "task_arithmetic"].scores == first["method", "task_arithmetic"].scores
+
+
+def test_methods_that_were_run_before_stay_in_the_results(line, folder):
+    go(line, folder, methods=("task_arithmetic", "slerp"))
+    rows = go(line, folder, methods=("average",))
+    assert [name for kind, name in rows if kind == "method"] == ["average", "task_arithmetic"]
+    assert ("search", "task_arithmetic") in rows and ("refused", "slerp") in rows
+
+
+def test_rows_of_other_versions_are_not_taken(line, folder):
+    go(line, folder)
+    file = folder / results.ROWS_NAME / results.VERSIONS_NAME
+    file.write_text(json.dumps({**json.loads(file.read_text()), "torch": "1.0"}))
+    with pytest.raises(BenchError, match=r"torch 1\.0 then, .* now\); remove that folder"):
+        go(line, folder)
+
+
+def test_rows_of_other_parameters_are_made_again(line, folder, monkeypatch):
+    go(line, folder)
+    line.asked.clear()
+    monkeypatch.setitem(grid.PUBLISHED, "task_arithmetic", {"weights": None})
+    rows = go(line, folder)
+    assert rows["method", "task_arithmetic"].parameters == {"weights": None, "scale": 0.5}
+    assert ("val", 0.1) in line.asked
+
+
+def test_a_share_without_scales_up_to_one_has_a_reason(line, folder):
+    rows = go(line, folder, methods=("adamms",), scales=(1.5,))
+    assert "none of the scales is at most 1" in rows["refused", "adamms"].reason
+
+
+def test_what_is_to_be_kept_is_written_again(line, folder):
+    go(line, folder)
+    assert not (folder / runner.MERGED / "task_arithmetic").exists()
+    runner.run(
+        line, folder, methods=("task_arithmetic",), scales=(0.1, 0.5, 1.0), command=["x"],
+        on_progress=print, keep=True,
+    )  # fmt: skip
+    assert (folder / runner.MERGED / "task_arithmetic").is_dir()
+
+
+def test_seconds_of_interrupted_builds_count(line, tmp_path):
+    line.broken = True
+    with pytest.raises(BenchError):
+        builder.build(line, tmp_path, preset="quick", seeds=1, command=[], on_progress=print)
+    file = tmp_path / "seed-0" / "building.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "seconds": 1000.0}))
+    line.broken = False
+    (place,) = builder.build(line, tmp_path, preset="quick", seeds=1, command=[], on_progress=print)
+    assert 1000 < results.read(results.Build, place / results.BUILD_NAME).seconds < 1060
+    assert not file.exists()
+
+
+def test_a_place_that_is_no_folder_is_refused(line, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BenchError, match=r"cannot build in .*file"):
+        builder.build(
+            line, tmp_path / "file", preset="quick", seeds=1, command=[], on_progress=print
+        )
 
 
 def test_methods_that_do_not_apply_have_a_reason(line, folder):

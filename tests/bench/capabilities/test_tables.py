@@ -114,6 +114,21 @@ def test_markdown():
     assert "- slerp: merges 1 model; there are 5 experts" in text
 
 
+def test_a_row_that_one_seed_lacks_says_so():
+    (table,) = tables.make_tables([SEEDS[0], outcome(1, *SEEDS[1].rows[:2])])
+    ties = next(row for row in tables.body(table) if row[0].startswith("ties"))
+    assert ties[0] == "ties (1 of 2 seeds)" and "expert one" in [r[0] for r in tables.body(table)]
+
+
+def test_seeds_with_other_scales_or_columns_are_no_table():
+    rows = [row.model_copy(update={"asked": (0.5,)}) for row in SEEDS[1].rows]
+    with pytest.raises(BenchError, match="was run with other scales by seed"):
+        tables.make_tables([SEEDS[0], outcome(1, *rows)])
+    other = SEEDS[1].model_copy(update={"columns": ("one",)})
+    with pytest.raises(BenchError, match="other columns"):
+        tables.make_tables([SEEDS[0], other])
+
+
 def test_a_seed_given_twice_is_refused():
     with pytest.raises(BenchError, match="a seed is given twice"):
         tables.make_tables([SEEDS[0], SEEDS[0]])

@@ -1,14 +1,18 @@
 """The modality line: what is asked, what is shown, and that the line's models are what they say."""
 
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from omnimerge.bench import grid
+from omnimerge.bench.analysis import analyze
 from omnimerge.bench.line import BASE, BenchError
 from omnimerge.bench.modalities import asking, lessons, media, models, online, training, world
 from omnimerge.bench.modalities.line import LINE, ComposedSubject
+from omnimerge.methods import all_methods
 
 TINY = training.Preset(
     read=training.Stage(3, 1e-3, 2),
@@ -160,6 +164,25 @@ def test_scale_zero_is_the_base_and_merging_in_memory_is_merging_to_disk(built, 
     assert any(not torch.equal(found[name], state[name]) for name in state)
     assert len(subject.answers()) == 30
     assert set(subject.score("test")) == set(world.COLUMNS)
+
+
+def test_task_vectors_are_those_of_the_language_models(built):
+    found = analyze(LINE.task_vectors(built), spectra=False)
+    assert found.tensors == 21  # seven matrices in each of three layers
+    assert len(found.experts) == 3 and all(norm > 0 for norm in found.norms)
+
+
+def test_every_method_gives_a_model_that_loads_and_answers(built, tmp_path):
+    tried = 0
+    for method in all_methods():
+        recipe = LINE.recipe(built, method, grid.points(method, (0.5,))[0])
+        if grid.refusal(method, recipe):
+            continue
+        LINE.write(recipe, tmp_path / method)
+        LINE.check(tmp_path / method)
+        shutil.rmtree(tmp_path / method)
+        tried += 1
+    assert tried == 30
 
 
 def test_adamms_starts_from_the_base_and_ends_at_the_experts_mean(built):

@@ -134,6 +134,17 @@ class CapabilityLine:
             "select": "linear",
         }
 
+    def task_vectors(self, folder: Path) -> dict[str, Any]:
+        """Return a recipe whose base and models are those that task vectors are measured of.
+
+        Args:
+            folder: a built folder.
+
+        Returns:
+            What `load_recipe` takes.
+        """
+        return self.recipe(folder, "task_arithmetic", {})
+
     def subject(self, folder: Path) -> Merged:
         """Load the base, to take merges.
 
@@ -165,6 +176,16 @@ class CapabilityLine:
             merged.put(recipe)
             return merged.score(split)
         return Merged(folder, name).score(split)
+
+    def warm_up(self, recipe: Mapping[str, Any]) -> None:
+        """Plan what `write` does, so that all code that it needs is loaded.
+
+        Args:
+            recipe: from `recipe`.
+        """
+        from omnimerge.engine import build_plan, load_recipe
+
+        build_plan(load_recipe(recipe))
 
     def write(self, recipe: Mapping[str, Any], out: Path) -> None:
         """Merge to disk.

@@ -120,6 +120,19 @@ class ModalityLine:
             "parameters": dict(parameters),
         }
 
+    def task_vectors(self, folder: Path) -> dict[str, Any]:
+        """Return a recipe whose base and models are those that task vectors are measured of.
+
+        Args:
+            folder: a built folder.
+
+        Returns:
+            What `omnimerge.engine.load_recipe` takes: the language models alone.
+        """
+        made = self.recipe(folder, "task_arithmetic", {})
+        models = [{k: v for k, v in each.items() if k != "provides"} for each in made["models"]]
+        return {**made, "models": models, "select": "linear"}
+
     def subject(self, folder: Path) -> ComposedSubject:
         """Load the composed model; it holds the base's language model at first.
 
@@ -156,6 +169,18 @@ class ModalityLine:
             raise BenchError(f"unknown model {name!r}; known: {known}")
         return _expert(folder, name, split)
 
+    def warm_up(self, recipe: Mapping[str, Any]) -> None:
+        """Plan what `write` does, so that all code that it needs is loaded.
+
+        Args:
+            recipe: from `recipe`.
+        """
+        from omnimerge.compose import write  # noqa: F401 what it imports counts
+        from omnimerge.compose.plan import build_plan
+        from omnimerge.compose.recipe import load_recipe
+
+        build_plan(load_recipe(dict(recipe)))
+
     def write(self, recipe: Mapping[str, Any], out: Path) -> None:
         """Compose to disk.
 
@@ -184,6 +209,10 @@ class ModalityLine:
         given = answer(model, processor.tokenizer, batches)
         if len(given) != len(COLUMNS):
             raise BenchError(f"{out} answers {len(given)} of {len(COLUMNS)} questions")
+        before = batches[0].inputs["input_ids"].shape[1]
+        said = model.generate(**batches[0].inputs, max_new_tokens=2, do_sample=False)
+        if said.shape[1] <= before:
+            raise BenchError(f"{out} generates nothing")
 
 
 LINE = ModalityLine()
@@ -203,6 +232,7 @@ class ComposedSubject:
     _processor: Any = field(init=False)
     _router: Any = field(init=False, default=None)
     _asked: dict[str, list[Asked]] = field(init=False, default_factory=dict)
+    _given: dict[str, list[str]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Load it, with the base's language model."""
@@ -221,6 +251,7 @@ class ComposedSubject:
         from omnimerge.compose.write import language_model
 
         plan = build_plan(load_recipe(dict(recipe)), ancestor=False)
+        self._given = {}
         state = self._model.state_dict()
         with torch.no_grad():
             for name, value in language_model(plan):
@@ -230,6 +261,7 @@ class ComposedSubject:
         """Keep every expert's language model beside the others; see `online`."""
         from omnimerge.bench.modalities.online import experts_of, route
 
+        self._given = {}
         self._router = route(self._model, experts_of(self.folder, MODALITIES))
 
     def score(self, split: Split) -> Scores:
@@ -256,8 +288,10 @@ class ComposedSubject:
     def _answers(self, split: Split) -> list[str]:
         from omnimerge.bench.modalities.asking import answer
 
-        within = self._router.batch if self._router else None
-        return answer(self._model, self._processor.tokenizer, self._questions(split), within)
+        if split not in self._given:
+            asked, within = self._questions(split), self._router.batch if self._router else None
+            self._given[split] = answer(self._model, self._processor.tokenizer, asked, within)
+        return self._given[split]
 
     def _questions(self, split: Split) -> list[Asked]:
         from omnimerge.bench.modalities.asking import ask
