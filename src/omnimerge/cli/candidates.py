@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omnimerge.cli._console import force_option, recipe_from, recipe_options
+from omnimerge.cli._console import echo, force_option, recipe_from, recipe_options
 from omnimerge.cli.search import RECIPE_KEYS, space_options
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def command(
         run_plan(plan, folder, finish=write_card)
 
     def told(point: str, written: bool) -> None:
-        click.echo(f"{point}: {'written' if written else 'there already'}")
+        echo(f"{point}: {'written' if written else 'there already'}")
 
     found = write_candidates(parsed, out, merge, force=force, on_point=told, **options)
-    click.echo(f"{len(found)} checkpoints in {out}; candidates.json says which is which")
+    echo(f"{len(found)} checkpoints in {out}; candidates.json says which is which")

@@ -10,6 +10,7 @@ import click
 
 from omnimerge.cli._console import (
     byte_progress,
+    echo,
     force_option,
     json_option,
     parse_parameters,
@@ -72,12 +73,12 @@ def command(
         print_json({**found, "out": str(out), "seconds": round(elapsed, 3)})
         return
     _show(found, out)
-    click.echo(f"wrote {size(found['bytes_to_write'])} in {elapsed:.1f} s")
+    echo(f"wrote {size(found['bytes_to_write'])} in {elapsed:.1f} s")
 
 
 def _show(found: dict[str, Any], out: Path) -> None:
     shown = ", ".join(f"{key} {value}" for key, value in found["parameters"].items())
-    click.echo(f"{found['method']}{f' ({shown})' if shown else ''} -> {out}")
+    echo(f"{found['method']}{f' ({shown})' if shown else ''} -> {out}")
     rows = [
         (
             name,
@@ -91,12 +92,10 @@ def _show(found: dict[str, Any], out: Path) -> None:
     ]
     table(("part", "type", "model", "placeholder", "tensors", "size"), rows, "llllrr")
     llm = found["language_model"]
-    click.echo(
-        f"language model: merged {llm['merged']} tensors, kept {llm['kept']} of the target's"
-    )
+    echo(f"language model: merged {llm['merged']} tensors, kept {llm['kept']} of the target's")
     for reason, count in llm["kept_reasons"].items():
-        click.echo(f"  {count:5}  {reason}")
+        echo(f"  {count:5}  {reason}")
     for model, reasons in found["unused"].items():
-        click.echo(f"not used of {model}:")
+        echo(f"not used of {model}:")
         for reason, count in reasons.items():
-            click.echo(f"  {count:5}  {reason}")
+            echo(f"  {count:5}  {reason}")

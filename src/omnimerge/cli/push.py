@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from omnimerge.cli._console import echo
+
 _EPILOG = """\b
 Examples:
   omnimerge push merged/ me/merged --private
@@ -74,4 +76,4 @@ def upload(out: Path, repo: str, private: bool) -> None:
     from omnimerge.checkpoint.hub import push, push_command
 
     click.get_current_context().find_root().obj = {"again": push_command(out, repo, private)}
-    click.echo(f"pushed to {push(out, repo, private=private)}")
+    echo(f"pushed to {push(out, repo, private=private)}")

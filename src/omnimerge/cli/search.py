@@ -201,15 +201,15 @@ def print_search(result: SearchResult) -> None:
     table(headers, rows, "r" * (len(names) + 1 + labelled))
     chosen = result.label if len(names) > 1 else f"{names[0]} {result.label}"
     compared = "" if result.distance == "exact" else f" with {result.distance} distance"
-    click.echo(
+    echo(
         f"chosen: {chosen}, by {result.criterion}{compared} on {result.prompts.count} prompts "
         "without labels"
     )
     tied = [label(point) for point in result.tie_set]
-    click.echo(best_line(tied))
+    echo(best_line(tied))
     _print_checks(result)
     if labelled and result.heldout:
-        click.echo(
+        echo(
             f"accuracy: on {result.heldout.count} labelled prompts, shown only; "
             "the choice never sees it"
         )
@@ -220,9 +220,9 @@ def print_search(result: SearchResult) -> None:
 def _print_checks(result: SearchResult) -> None:
     found = result.diagnostics
     if found.bootstrap:
-        click.echo(bootstrap_line(found.bootstrap))
+        echo(bootstrap_line(found.bootstrap))
     if found.noise:
-        click.echo(
+        echo(
             f"noise floor: {found.noise.differing} of {found.noise.prompts} answers differ when "
             "the chosen point is answered twice"
         )

@@ -226,14 +226,14 @@ def _print(choice: Choice, parameter: str, diagnostics: Diagnostics) -> None:
     ]
     columns = ("different", "empty", "characters", "like target")
     table([parameter, choice.criterion, *columns, ""], rows, "rrrrrr")
-    click.echo(
+    echo(
         f"chosen: {parameter} {selection.point:g}, by {choice.criterion} ({choice.distance}) on "
         f"{len(choice.joined.ids)} prompts"
     )
-    click.echo(best_line([f"{point:g}" for point in selection.tie_set]))
+    echo(best_line([f"{point:g}" for point in selection.tie_set]))
     if diagnostics.bootstrap:
-        click.echo(bootstrap_line(diagnostics.bootstrap))
-    click.echo("labels: not read; ids, answers and prompts only")
+        echo(bootstrap_line(diagnostics.bootstrap))
+    echo("labels: not read; ids, answers and prompts only")
     for note in diagnostics.notes:
         echo(f"note: {note}")
     for warning in diagnostics.warnings:
