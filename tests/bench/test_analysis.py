@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from omnimerge.bench import lines
 from omnimerge.bench.analysis import analyze, expert_names, kind_of, read_analysis
 from omnimerge.bench.spectra import SHARES, Histogram, dot, modes, singular_values, spectrum
 from omnimerge.cli import main
@@ -239,6 +240,22 @@ def test_the_command_and_its_file(line, tmp_path):
     assert result.exit_code == 0, result.output
     assert "expert-1  norm" in result.output and "(14 tensors)" in result.output
     assert read_analysis(file) == analyze(line[0])
+
+
+def test_the_command_asks_a_built_line_for_its_task_vectors(line, tmp_path, monkeypatch):
+    recipe = {**line[0], "method": "task_arithmetic", "parameters": {}, "select": "linear"}
+
+    class Composing:
+        def task_vectors(self, folder):
+            assert folder == tmp_path
+            return recipe
+
+    monkeypatch.setattr(lines, "built", lambda _: Composing())
+
+    result = CliRunner().invoke(main, ["bench", "analyze", str(tmp_path), "--no-ranks"])
+
+    assert result.exit_code == 0, result.output
+    assert read_analysis(tmp_path / "analysis.json") == analyze(recipe, spectra=False)
 
 
 def test_the_same_name_twice_gets_a_number(line):

@@ -1,25 +1,35 @@
 """The paper's findings as experiments: loops against the registered methods, and what is said."""
 
+import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omnimerge.bench import experiments
+from omnimerge.bench import experiments, lines, results
 from omnimerge.bench.experiments import (
     ablation,
     distributions,
+    noise,
     norm_growth,
     overtraining,
     rank_ratio,
     variants,
 )
 from omnimerge.bench.experiments.descent import WUDI, Loop, optmerge_loop
-from omnimerge.bench.experiments.result import combined, read_experiment
+from omnimerge.bench.experiments.result import (
+    Curve,
+    Entry,
+    Experiment,
+    combined,
+    read_experiment,
+)
 from omnimerge.bench.line import BenchError
+from omnimerge.bench.results import Build, Environment
 from omnimerge.engine import build_plan, load_recipe, merged_tensors
 from omnimerge.methods import get_method
 
@@ -90,7 +100,7 @@ def recipe(checkpoints, tmp_path_factory):
 
 
 def test_norm_growth(recipe):
-    found = norm_growth.run(recipe, counts=(0, 10, 100), line="x", seed=3)
+    found = norm_growth.run(recipe, counts=(0, 10, 100))
 
     wudi, lora = found.curve("WUDI: Adam from the sum"), found.curves[-1]
     assert wudi.y[0] == pytest.approx(found.levels["sum of the task vectors"])
@@ -99,9 +109,8 @@ def test_norm_growth(recipe):
     entries = 2 * (32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 64)
     assert wudi.y[0] == pytest.approx(1e-3 * math.sqrt(2 * entries), rel=0.03)
     assert lora.y[2] == pytest.approx(lora.y[0], rel=0.01)
-    assert found.seeds == (3,) and found.line == "x" and found.seconds > 0
     change = lora.y[2] / lora.y[0] - 1
-    assert found.outcome[2] == (
+    assert norm_growth.outcome(found)[2] == (
         f"OptMerge, lora: SGD from the mean: {change:+.1%} over 100 iterations, to "
         f"{1 + change:.2f} times the mean of the task vectors."
     )
@@ -118,12 +127,13 @@ def test_distributions(recipe):
     assert mean == pytest.approx(1e3 * math.sqrt(2 / math.pi), rel=0.02)
     assert skewness == pytest.approx(0.9953, abs=0.1)
     assert peaks == 1.0
-    assert "Right-skewed: 2 of 2 task vectors" in found.outcome[0]
+    assert "Right-skewed: 2 of 2 task vectors" in distributions.outcome(found)[0]
     assert all(len(each) == len(found.edges) - 1 for each in found.shares.values())
 
 
 def test_seeds_become_means(recipe, tmp_path):
-    one = norm_growth.run(recipe, counts=(0, 10), line="x", seed=0)
+    one = norm_growth.run(recipe, counts=(0, 10))
+    one = one.model_copy(update={"line": "x", "preset": "full", "seeds": (0,)})
     shifted = tuple(c.model_copy(update={"y": tuple(3 * v for v in c.y)}) for c in one.curves)
     two = one.model_copy(update={"curves": shifted, "seeds": (1,)})
 
@@ -136,6 +146,12 @@ def test_seeds_become_means(recipe, tmp_path):
     assert combined([one]) is one
     with pytest.raises(BenchError, match="not of one experiment"):
         combined([one, two.model_copy(update={"line": "y"})])
+    with pytest.raises(BenchError, match="not of one experiment"):
+        combined([one, two.model_copy(update={"preset": "quick"})])
+    with pytest.raises(
+        BenchError, match=r"norm-growth, x full: a seed is given twice: \[0, 1, 0\]"
+    ):
+        combined([one, two, one])
     file = one.write(tmp_path / "one.json")
     assert read_experiment(file) == one
     file.write_text("{}")
@@ -162,11 +178,15 @@ class Scripted:
 class FakeLine:
     name, columns, experts = "fake", ("one", "two"), ("one", "two")
 
-    def __init__(self, recipe, score):
-        self.base_recipe, self.made = recipe, Scripted(score)
+    def __init__(self, recipe, score, provides=None):
+        self.base_recipe, self.made, self.provides = recipe, Scripted(score), provides
 
     def recipe(self, folder, method, parameters):
-        return {**self.base_recipe, "method": method, "parameters": dict(parameters)}
+        extra = {"provides": self.provides} if self.provides else {}
+        return {**self.base_recipe, "method": method, "parameters": dict(parameters), **extra}
+
+    def task_vectors(self, folder):
+        return {**self.base_recipe, "method": "task_arithmetic", "parameters": {}}
 
     def subject(self, folder):
         return self.made
@@ -205,26 +225,29 @@ def test_a_variant_is_the_base_plus_what_the_loop_gives(recipe, tmp_path):
 def test_ablation(recipe, tmp_path):
     line, told = FakeLine(recipe, by_scale), []
 
-    found = ablation.run(line, tmp_path, seed=1, scales=(0.1, 0.5, 1.0), on_progress=told.append)
+    found = ablation.run(line, tmp_path, scales=(0.1, 0.5, 1.0), on_progress=told.append)
 
     assert [row.name for row in found.rows] == list(ablation.ROWS)
     assert found.columns == ("one", "two", "Average", "λ")
     assert all(row.values == (75.0, 37.5, 56.25, 0.5) for row in found.rows)
     assert line.made.asked[:4] == [("val", 0.1), ("val", 0.5), ("val", 1.0), ("test", 0.5)]
     assert len(told) == 4 and told[0] == "WUDI: 56.2 % with λ = 0.5"
-    assert "not so here" in found.outcome[3]
-    assert found.outcome[0] == "+ SGD: +0.0 points against WUDI."
+    said = ablation.outcome(found)
+    assert said[0] == "+ SGD: +0.0 points against WUDI."
+    assert said[3].endswith("better than WUDI; here the difference is within the noise.")
 
 
 def test_rank_ratio(recipe, tmp_path):
     line = FakeLine(recipe, by_scale)
     found = rank_ratio.run(
-        line, tmp_path, seed=1, ratios=(0.1, 0.5), scales=(0.5,), on_progress=lambda _: None
+        line, tmp_path, ratios=(0.1, 0.5), scales=(0.5,), on_progress=lambda _: None
     )
     assert [row.name for row in found.rows] == ["10%", "50%"]
     assert found.curves[0].x == (10.0, 50.0) and found.curves[0].y == (56.25, 56.25)
     assert found.settings["variant"] == "full"
-    assert found.outcome[0] == "The best share is 10%; from worst to best it is 0.0 points."
+    assert rank_ratio.outcome(found)[0] == (
+        "No share is best: from worst to best it is 0.0 points, within the noise."
+    )
 
 
 def test_overtraining(recipe, tmp_path):
@@ -244,26 +267,159 @@ def test_overtraining(recipe, tmp_path):
         trained.append(factor)
 
     setting = overtraining.Setting(factors=(1, 2), methods=("ties",), scales=(0.5, 1.0))
-    found = overtraining.run(
-        FakeLine(recipe, score),
-        tmp_path,
-        train,
-        seed=0,
-        setting=setting,
-        on_progress=lambda _: None,
-    )
+    line = FakeLine(recipe, score)
+    found = overtraining.run(line, tmp_path, train, setting=setting, on_progress=lambda _: None)
 
     assert trained == [1, 2]
     assert found.rows[0].values == pytest.approx((15.0, 15.0, 50.0))
     assert found.rows[1].values == pytest.approx((25.0, 25.0, 25.0))
     assert found.curve("ties").y == pytest.approx((50.0, 25.0))
     assert found.levels == {"base": 25.0}
-    assert found.outcome[-1].startswith("As in the paper")
+    assert overtraining.outcome(found)[1].endswith("not better at first, and worse in the end.")
+
+
+def numbers(averages, **changes):
+    """An experiment of one column and these averages."""
+    rows = tuple(
+        Entry(name=name, values=(v, v, 1.0))
+        for name, v in zip(ablation.ROWS, averages, strict=False)
+    )
+    made = Experiment(
+        name="n", title="N", paper="", question="", columns=("one", "Average", "λ"), rows=rows
+    )
+    return made.model_copy(update=changes)
+
+
+def bent(*curves, **changes):
+    """An over-training experiment with these merges."""
+    names = [f"m{n}" for n in range(len(curves))]
+    x = tuple(range(1, len(curves[0]) + 1))
+    made = tuple(
+        Curve(name=name, x=x, y=y)
+        for name, y in zip(["own", *names], [curves[0], *curves], strict=True)
+    )
+    return numbers([], columns=("own", "average", *names), curves=made, **changes)
+
+
+def test_what_counts_as_noise():
+    found = numbers([50.0])
+    assert noise.margin(found, [50.0]) == 1.0  # nobody knows how many questions
+    asked = found.model_copy(update={"settings": {"test questions": 400}})
+    assert noise.margin(asked, [50.0]) == pytest.approx(5.0)  # 2 sqrt(0.25 / 400)
+    assert noise.margin(asked, [90.0, 100.0]) == pytest.approx(3.0)
+    seeds = asked.model_copy(update={"seeds": (0, 1, 2, 3)})
+    assert noise.margin(seeds, [50.0], [0.5]) == pytest.approx(2.5)  # 1600 questions
+    assert noise.margin(seeds, [50.0, 50.0], [0.5, 7.0]) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("curve", "shape", "paper"),
+    [
+        ((40.0, 50.0, 45.0), "better at first, and worse in the end", True),
+        ((50.0, 45.0, 40.0), "not better at first, and worse in the end", False),
+        ((40.0, 50.0, 49.5), "better, and not worse in the end", False),
+        ((49.2, 50.0, 49.1), "within the noise", False),
+        ((49.5, 50.0, 45.0), "not better at first, and worse in the end", False),
+    ],
+)
+def test_a_fall_is_one_beyond_the_noise(curve, shape, paper):
+    said = overtraining.outcome(bent(curve))
+    assert said[1].endswith(f": {shape}.") and f"at best {max(curve):.1f} %" in said[1]
+    ours = (
+        "As in the paper, the merge gets better" if paper else "worse in the end; here 0 of 1 do."
+    )
+    assert ours in said[2] and said[3] == "Differences of up to 1.0 points count as noise."
+    assert f"{paper + 0} of 2 do" in overtraining.outcome(bent(curve, (50.0, 50.0, 50.0)))[3]
+
+
+def test_few_questions_are_much_noise():
+    few = {"test questions": 100}  # 2 sqrt(0.25 / 100) = 10 points
+    assert overtraining.outcome(bent((41.0, 50.0, 41.0), settings=few))[1].endswith("the noise.")
+    assert "are worse" in ablation.outcome(numbers([50, 40, 60, 39], settings=few))[3]
+    for last, said in ((59, "within the noise"), (41, "within the noise"), (61, "As in the paper")):
+        assert said in ablation.outcome(numbers([50, 40, 60, last], settings=few))[3]
+    for shares, said in (
+        ((50, 45, 55), "No share is best: from worst to best it is 10.0 points, within the noise."),
+        ((50, 61, 40), "The best share is + SGD; from worst to best it is 21.0 points."),
+        ((51, 56, 40), "beyond the noise, are WUDI, + SGD; from worst to best it is 16.0 points."),
+    ):
+        assert rank_ratio.outcome(numbers(shares, settings=few))[0].endswith(said)
+
+
+@pytest.fixture
+def built(recipe, tmp_path, monkeypatch):
+    """A built folder; its line merges, and `omni` beside it composes."""
+    known = {"fake": FakeLine(recipe, by_scale), "omni": FakeLine(recipe, by_scale, "vision")}
+    known["omni"].name = "omni"
+    monkeypatch.setattr(lines, "get", known.__getitem__)
+    monkeypatch.setattr(lines, "names", lambda: list(known))
+
+    def build(line):
+        here = Environment(command="", versions={}, machine="", cores=1)
+        settings = {"questions": {"val": 60, "test": 240}}
+        made = Build(
+            line=line, preset="quick", settings=settings, seed=3, seconds=1.0, environment=here
+        )
+        results.write(made, tmp_path / "build.json")
+        return tmp_path
+
+    return build
+
+
+def test_running_says_where_the_numbers_are_from(built):
+    found = experiments.run("ablation", built("fake"), lambda _: None)
+    assert (found.line, found.preset, found.seeds) == ("fake", "quick", (3,))
+    assert found.settings == {"iterations": 300, "experts": 2, "test questions": 480}
+    points = 200 * math.sqrt(0.5625 * 0.4375 / 480)
+    assert found.outcome[-1] == f"Differences of up to {points:.1f} points count as noise."
+    assert found.seconds > 0
+
+
+@pytest.mark.parametrize("name", experiments.RECIPE_ONLY)
+def test_weights_are_looked_at_on_any_line(name, built, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(norm_growth, "run", partial(norm_growth.run, counts=(0, 1)))
+    found = experiments.run(name, built("omni"), lambda _: None)
+    assert (found.line, found.preset, found.seeds) == ("omni", "quick", (3,))
+    assert "test questions" not in found.settings
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    alone = experiments.run(name, file, lambda _: None)
+    assert (alone.line, alone.preset, alone.seeds) == ("", "", ())
+    assert (alone.outcome, alone.curves, alone.rows) == (found.outcome, found.curves, found.rows)
+
+
+def test_a_line_that_composes_scores_no_variants(built, monkeypatch):
+    for name in ("ablation", "rank-ratio"):
+        with pytest.raises(BenchError) as error:
+            experiments.run(name, built("omni"), lambda _: None)
+        assert str(error.value) == (
+            f"{name} is not made for line omni, only for fake; "
+            "all lines have norm-growth and distributions"
+        )
+    monkeypatch.undo()
+    with pytest.raises(BenchError, match="not made for line modality, only for internvl, qwen2vl;"):
+        experiments.run("overtraining", built("modality"), lambda _: None)
+
+
+def test_overtraining_gets_the_lines_trainer(built, monkeypatch):
+    with pytest.raises(BenchError, match="overtraining is not made for line fake"):
+        experiments.run("overtraining", built("fake"), lambda _: None)
+    monkeypatch.setattr(FakeLine, "trainer", lambda _, folder: f"trains {folder}", raising=False)
+    got = []
+
+    def run(line, folder, train, on_progress):
+        got.append(train)
+        return bent((40.0, 50.0, 46.0))  # of 480 questions, 4.6 points are noise
+
+    monkeypatch.setattr(overtraining, "run", run)
+    folder = built("fake")
+    found = experiments.run("overtraining", folder, lambda _: None)
+    assert got == [f"trains {folder}"] and found.seeds == (3,)
+    assert found.outcome[1].endswith("longest trained: better, and not worse in the end.")
 
 
 def test_experiments_have_names():
     for name in experiments.names():
-        module = experiments.get(name)
-        assert name == module.NAME and module.ABOUT
+        assert name == experiments.get(name).NAME and experiments.ABOUT[name]
     with pytest.raises(BenchError, match="did you mean 'ablation'"):
         experiments.get("ablatoin")

@@ -1,15 +1,19 @@
 """Results of the benchmark become a dashboard that the report accepts, with the right numbers."""
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from omnimerge.bench import experiments, results
 from omnimerge.bench.analysis import Analysis, LayerVectors, TensorVectors
 from omnimerge.bench.boards import find_boards
 from omnimerge.bench.experiments import ablation
 from omnimerge.bench.experiments.result import Curve, Entry, Experiment
-from omnimerge.bench.page import Board, ScaleCurve, Scored, dashboard
+from omnimerge.bench.line import BenchError
+from omnimerge.bench.page import Board, ScaleCurve, Scored, board_names, dashboard
+from omnimerge.bench.results import Build, Environment
 from omnimerge.bench.spectra import Spectrum, Spread
 from omnimerge.cli import main
 from omnimerge.report.dashboard import render_dashboard
@@ -31,6 +35,7 @@ ROWS = (
     scored("optmerge", "merged", 0.55, 0.45, 0.5, scale="1", seconds=2.5, memory=3e6),
     scored("mixture", "reference", 0.6, 0.6, 0.6),
 )
+SEARCHED = scored("ties, scale by search", "search", 0.9, 0.9, 0.9, gain=0.7, gain_deviation=0.02)
 CURVES = (ScaleCurve("ties", (0.1, 1.0), (0.3, 0.4), (0.01, 0.02)),)
 
 
@@ -61,7 +66,7 @@ def analysis():
 def experiment(seed=0, shift=0.0, **changes):
     made = Experiment(
         name="ablation", title="Ablation", paper="Table 4", question="Why?", line="x",
-        seeds=(seed,),
+        preset="full", seeds=(seed,),
         columns=("VQA", "Average", "λ"),
         rows=tuple(
             Entry(name=n, values=(v + shift, v + shift, 1.0))
@@ -74,9 +79,9 @@ def experiment(seed=0, shift=0.0, **changes):
 
 def board(**changes):
     made = {
-        "name": "x", "about": "A line.", "columns": TASKS, "rows": ROWS, "seeds": 3,
-        "command": "omnimerge bench run", "curves": CURVES, "analyses": (analysis(),) * 2,
-        "experiments": (experiment(),),
+        "line": "x", "preset": "full", "about": "A line.", "columns": TASKS, "rows": ROWS,
+        "seeds": 3, "command": "omnimerge bench run", "curves": CURVES,
+        "analyses": (analysis(),) * 2, "experiments": (experiment(),),
     }  # fmt: skip
     return Board(**{**made, **changes})
 
@@ -86,7 +91,7 @@ def sections(*boards):
 
 
 def test_the_report_takes_all_of_it():
-    page = dashboard([board(), board(name="y", rows=(), curves=())], version="1.0")
+    page = dashboard([board(), board(line="y", rows=(), curves=())], version="1.0")
     read = read_dashboard(json.loads(json.dumps(page)))
     html = render_dashboard(read)
     assert '<h2 id="g1">x</h2>' in html and '<h2 id="g2">y</h2>' in html
@@ -120,6 +125,35 @@ def test_the_table_marks_the_best_merge_of_each_column():
     assert "3 seeds" in table["text"][1]
 
 
+def test_a_scale_by_search_is_shown_but_not_ranked():
+    found = sections(board(rows=(*ROWS, SEARCHED)))
+    table = found["Scores"]
+    names = [column["name"] for column in table["columns"]]
+    assert names == ["VQA", "OCR", "Chart", "Average", "gain", "λ", "time", "memory"]
+    row = table["rows"][-1]
+    assert (row["name"], row["label"]) == ("ties, scale by search", "")
+    assert not any(cell["best"] for cell in row["cells"][:5])
+    assert row["cells"][4] == {"value": 70.0, "deviation": 2.0, "best": False}
+    assert table["rows"][4]["cells"][3]["best"] and table["rows"][0]["cells"][4]["value"] is None
+    assert table["notes"] == [
+        "Green: the best merge of its column, but for those with the scale by search."
+    ]
+    assert table["columns"][5]["title"] == (
+        "scale, chosen on the validation questions: by their answers, or without (by search)"
+    )
+    radar = [series["name"] for series in found["By task"]["series"]]
+    assert radar == ["base", "expert OCR", "ties", "optmerge", "mixture"]
+    assert found["Average"]["categories"][0] == "ties, scale by search"
+    assert found["Average"]["emphasis"] == ["optmerge", "ties"]
+    assert dashboard([board(rows=(*ROWS, SEARCHED))])["facts"][0]["detail"] == "optmerge"
+    render_dashboard(read_dashboard(dashboard([board(rows=(*ROWS, SEARCHED))])))
+
+
+def test_boards_are_named_after_what_tells_them_apart():
+    boards = [Board("x", "full"), Board("x", "quick"), Board("y", "full"), Board()]
+    assert board_names(boards) == ["x, full", "x, quick", "y", "Task vectors"]
+
+
 def test_columns_that_nobody_filled_are_left_out():
     table = sections(board(rows=ROWS[:3], seeds=1))["Scores"]
     assert [column["name"] for column in table["columns"]] == [*TASKS, "Average"]
@@ -142,6 +176,7 @@ def test_bars_are_sorted_and_radars_have_references():
         "mixture",
     ]
     assert radar["high"] == 80.0  # above the 70 of the expert
+    assert "levels" not in found["Scale"]  # the base's validation average is not known
     scale = found["Scale"]["lines"][0]
     assert scale["low"] == pytest.approx([29, 38]) and scale["high"] == pytest.approx([31, 42])
 
@@ -177,16 +212,22 @@ def test_an_experiment_with_curves_and_a_table():
     lines, table = found["Ablation (Table 4 of the OptMerge paper)"], found["Ablation, in numbers"]
     assert lines["lines"][0]["high"] == [1.5, 2.5] and lines["text"] == ["Why?"]
     assert [row["cells"][0]["best"] for row in table["rows"]] == [False, False, False, True]
+    assert not any(row["cells"][2]["best"] for row in table["rows"])  # λ is no score
     assert table["notes"][:2] == ["old", "Settings: experts 5."]
     assert table["command"] == "omnimerge bench experiment ablation DIR"
+
+
+def mark(place, seed=0, preset="full"):
+    here = Environment(command="", versions={}, machine="", cores=1)
+    made = Build(line="x", preset=preset, seed=seed, seconds=1.0, environment=here)
+    results.write(made, place / "build.json")
 
 
 @pytest.fixture
 def folder(tmp_path):
     for seed in (0, 1):
         place = tmp_path / f"seed-{seed}"
-        place.mkdir()
-        (place / "build.json").write_text(json.dumps({"line": "x", "seed": seed}))
+        mark(place, seed)
         experiment(seed, 2.0 * seed).write(place / "results" / "experiment-ablation.json")
         analysis().write(place / "analysis.json")
     (tmp_path / "broken.json").write_text("{")
@@ -197,18 +238,50 @@ def folder(tmp_path):
 def test_folders_become_boards(folder):
     analysis().write(folder / "analysis.json")
     first, second = find_boards([folder])
-    assert (first.name, second.name) == ("x", "Task vectors")
+    assert (first.line, first.preset, second.line) == ("x", "full", "")
     assert len(first.analyses) == 2 and len(second.analyses) == 1
     (mean,) = first.experiments
     assert mean.seeds == (0, 1) and mean.rows[0].values[0] == 51.0
     assert mean.rows[0].deviations[0] == pytest.approx(2**0.5)
     assert mean.outcome[2] == "+ low rank (OptMerge): +11.0 points against WUDI."
+    assert mean.outcome[3].startswith("As in the paper")  # 11 points, 1.4 of deviation
+
+
+def test_files_count_once_however_often_they_are_given(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "link").symlink_to(folder / "seed-1")
+    given = [folder, folder / "seed-0", folder / "seed-0" / "analysis.json", folder, Path("link")]
+    (board,) = find_boards(given)
+    assert board.experiments[0].seeds == (0, 1) and len(board.analyses) == 2
+    experiment(1).write(folder / "copy.json")
+    with pytest.raises(BenchError, match=r"ablation, x full: a seed is given twice: \[1, 0, 1\]"):
+        find_boards([folder])
+
+
+def test_presets_are_no_seeds_of_each_other(folder):
+    quick = folder / "quick"
+    mark(quick, preset="quick")
+    analysis().write(quick / "results" / "analysis.json")
+    experiment(0, preset="quick").write(quick / "results" / "experiment-ablation.json")
+    boards = find_boards([folder], [board(analyses=(), experiments=())])
+    assert board_names(boards) == ["x, full", "x, quick"]
+    full, other = boards
+    assert (len(full.rows), len(full.analyses), full.experiments[0].seeds) == (6, 2, (0, 1))
+    assert (len(other.rows), len(other.analyses), other.experiments[0].seeds) == (0, 1, (0,))
+
+
+def test_recipes_of_ones_own_are_not_averaged(tmp_path):
+    for name in ("a", "b"):
+        made = experiment(line="", preset="", seeds=(), outcome=(name,))
+        made.write(tmp_path / f"{name}.json")
+    (board,) = find_boards([tmp_path])
+    assert [each.outcome for each in board.experiments] == [("a",), ("b",)]
 
 
 def test_boards_with_scores_come_first_and_get_the_rest(folder):
-    made = [board(name="z", analyses=(), experiments=()), board(analyses=(), experiments=())]
+    made = [board(line="z", analyses=(), experiments=()), board(analyses=(), experiments=())]
     z, x = find_boards([folder], made)
-    assert (z.name, x.name) == ("z", "x") and z.rows == x.rows == ROWS
+    assert (z.line, x.line) == ("z", "x") and z.rows == x.rows == ROWS
     assert len(x.analyses) == 2 and len(x.experiments) == 1 and not z.experiments
 
 
@@ -240,3 +313,9 @@ def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch):
     run = CliRunner().invoke(main, ["bench", *arguments])
     assert run.exit_code == 1
     assert message in run.output and run.output.count("\n") == 1
+
+
+def test_help_lists_the_experiments():
+    text = CliRunner().invoke(main, ["bench", "experiment", "--help"]).output
+    assert [name for name in experiments.names() if f"{name} " in text] == experiments.names()
+    assert all(about in text for about in experiments.ABOUT.values())

@@ -1,20 +1,20 @@
-"""What lies in folders of the benchmark, gathered line by line for the page."""
+"""What lies in folders of the benchmark, gathered by line and preset for the page."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omnimerge.bench import experiments
+from omnimerge.bench import experiments, results
 from omnimerge.bench.analysis import Analysis, read_analysis
 from omnimerge.bench.experiments.result import Experiment, combined, read_experiment
 from omnimerge.bench.line import BenchError
 from omnimerge.bench.page import Board
 
-_TASK_VECTORS = "Task vectors"
+_LARGEST = 1 << 26  # bytes; files of ours are smaller
 
 
 def find_boards(folders: Sequence[Path], scored: Sequence[Board] = ()) -> list[Board]:
@@ -25,80 +25,92 @@ def find_boards(folders: Sequence[Path], scored: Sequence[Board] = ()) -> list[B
         scored: boards with the scores of lines, which analyses and experiments are added to.
 
     Returns:
-        One board per line, those without a line last.
+        One board per line and preset, the one without a line last.
 
     Raises:
-        BenchError: if a folder is not there, or there is nothing to show.
+        BenchError: if a folder is not there, a seed is there twice, or there is nothing to show.
     """
-    files = [file for folder in folders for file in _files(folder)]
-    found: dict[str, list[Experiment]] = {}
-    analyses: dict[str, list[Analysis]] = {}
-    for file, kind in files:
-        if kind == "experiment":
+    found: dict[tuple[str, str], list[Experiment]] = {}
+    analyses: dict[tuple[str, str], list[Analysis]] = {}
+    for file, data in json_files(folders):
+        if data.get("kind") == "experiment":
             experiment = read_experiment(file)
-            found.setdefault(experiment.line, []).append(experiment)
-        elif kind == "task vectors":
-            analyses.setdefault(_line_of(file), []).append(read_analysis(file))
-    boards = {board.name: board for board in scored}
-    for name in (*found, *analyses):
-        boards.setdefault(name, Board(name or _TASK_VECTORS))
-    for name, board in boards.items():
-        boards[name] = replace(
-            board,
-            analyses=tuple(analyses.get(name, ())),
-            experiments=tuple(_by_experiment(found.get(name, []))),
-        )
+            found.setdefault((experiment.line, experiment.preset), []).append(experiment)
+        elif data.get("kind") == "task vectors":
+            analyses.setdefault(_built_above(file), []).append(read_analysis(file))
+    boards = {(board.line, board.preset): board for board in scored}
+    for key in (*found, *analyses):
+        boards.setdefault(key, Board(*key))
     if not boards:
         shown = ", ".join(map(str, folders))
         raise BenchError(
             f"{shown}: no results, analyses or experiments in there; `omnimerge bench run`, "
             "`analyze` and `experiment` write them"
         )
-    return sorted(boards.values(), key=lambda board: board.name == _TASK_VECTORS)
+    filled = [
+        replace(
+            board,
+            analyses=tuple(analyses.get(key, ())),
+            experiments=tuple(_by_experiment(found.get(key, []))),
+        )
+        for key, board in boards.items()
+    ]
+    return sorted(filled, key=lambda board: not board.line)
 
 
-def _files(folder: Path) -> list[tuple[Path, str]]:
-    """JSON files that say what kind of a result they are."""
-    if not folder.exists():
-        raise BenchError(f"{folder} is not there")
-    files = sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]
-    kinds = ((file, _kind(file)) for file in files)
-    return [(file, kind) for file, kind in kinds if kind]
+def json_files(folders: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Read the JSON files in folders, their subfolders included, that hold a mapping.
+
+    Args:
+        folders: may overlap or repeat; files may be given, too.
+
+    Yields:
+        Each file once, by its real path, and what it holds.
+
+    Raises:
+        BenchError: if a folder is not there.
+    """
+    files: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.exists():
+            raise BenchError(f"{folder} is not there")
+        below = sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]
+        files |= dict.fromkeys(file.resolve() for file in below if file.is_file())
+    for file in files:
+        try:
+            small = file.stat().st_size <= _LARGEST
+            data = json.loads(file.read_text(encoding="utf-8")) if small else None
+        except (OSError, ValueError):
+            continue
+        if isinstance(data, dict):
+            yield file, data
 
 
-def _kind(file: Path) -> str:
-    if not file.is_file() or file.stat().st_size > 1 << 26:
-        return ""
-    try:
-        data: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    kind = data.get("kind") if isinstance(data, dict) else None
-    return kind if isinstance(kind, str) else ""
-
-
-def _line_of(file: Path) -> str:
-    """The line that a built folder above a file belongs to."""
-    for folder in file.resolve().parents:
-        mark = folder / "build.json"
+def _built_above(file: Path) -> tuple[str, str]:
+    """Line and preset of the built folder that a file lies in; empty if it lies in none."""
+    for folder in file.parents:
+        mark = folder / results.BUILD_NAME
         if mark.is_file():
             try:
-                return str(json.loads(mark.read_text(encoding="utf-8"))["line"])
-            except (OSError, ValueError, KeyError, TypeError):
-                return ""
-    return ""
+                built = results.read(results.Build, mark)
+            except BenchError:  # another tool's
+                continue
+            return built.line, built.preset
+    return "", ""
 
 
 def _by_experiment(found: Sequence[Experiment]) -> list[Experiment]:
-    """Means over the seeds, in the order in which experiments are listed."""
+    """Means over the seeds of a line, in the order in which experiments are listed."""
     known = experiments.names()
     order = [*known, *sorted({each.name for each in found} - set(known))]
     means = []
     for name in order:
         same = [each for each in found if each.name == name]
-        if same:
-            outcome: Callable[[Experiment], Sequence[str]] | None = None
-            if name in known:
-                outcome = experiments.get(name).outcome
+        outcome: Callable[[Experiment], Sequence[str]] | None = None
+        if name in known and len(same) > 1:
+            outcome = experiments.get(name).outcome
+        if same and same[0].line:
             means.append(combined(same, outcome))
+        else:  # recipes of one's own have nothing to do with each other
+            means += same
     return means

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,13 +12,15 @@ from omnimerge.bench.analysis_page import Section, analysis_sections, line
 from omnimerge.bench.experiments.page import experiment_sections
 from omnimerge.bench.experiments.result import Experiment
 
-Kind = Literal["base", "expert", "merged", "reference"]
+Kind = Literal["base", "expert", "merged", "search", "reference"]
+"""`search`: a merge whose scale was chosen without labels; only `merged` is ranked."""
 
 _INTRO = (
     "Miniature models of real architectures, trained and merged by seeded scripts. Scores are "
     "shares of right answers on questions that neither training nor the choice of a scale has seen."
 )
 _RIGHT = "share of right answers, %"
+_UNRANKED = ", but for those with the scale by search"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Scored:
         deviations: of the scores over the seeds; None for one seed.
         average: mean of the columns.
         average_deviation: of the average over the seeds.
+        gain: the average less the base's, seed by seed; None where there is none.
+        gain_deviation: of the gain over the seeds.
         scale: what was chosen, as text.
         seconds: that the merge took.
         seconds_deviation: over the seeds.
@@ -43,6 +48,8 @@ class Scored:
     deviations: tuple[float | None, ...]
     average: float | None
     average_deviation: float | None = None
+    gain: float | None = None
+    gain_deviation: float | None = None
     scale: str = ""
     seconds: float | None = None
     seconds_deviation: float | None = None
@@ -68,22 +75,24 @@ class ScaleCurve:
 
 @dataclass(frozen=True)
 class Board:
-    """Everything that is known of one line.
+    """Everything that is known of one line and preset.
 
     Attributes:
-        name: of the line.
+        line: its name; empty: recipes of one's own.
+        preset: of the line.
         about: what it is, in one line.
         columns: the tasks.
         rows: the models.
         seeds: how many.
         command: that made the numbers.
         curves: averages over scales.
-        analyses: of the experts' task vectors, one per seed at most.
+        analyses: of the experts' task vectors.
         experiments: means over the seeds.
         notes: remarks.
     """
 
-    name: str
+    line: str = ""
+    preset: str = ""
     about: str = ""
     columns: tuple[str, ...] = ()
     rows: tuple[Scored, ...] = ()
@@ -106,18 +115,37 @@ def dashboard(boards: Sequence[Board], *, title: str = "", version: str = "") ->
     Returns:
         A dashboard as `omnimerge.report.dashboard_schema` describes it.
     """
-    names = ", ".join(board.name for board in boards)
+    names = board_names(boards)
+    named = list(zip(names, boards, strict=True))
     scored = any(board.rows for board in boards)
     return {
-        "title": title or (f"Benchmark of merging methods: {names}" if scored else "Task vectors"),
+        "title": title
+        or (f"Benchmark of merging methods: {', '.join(names)}" if scored else "Task vectors"),
         "eyebrow": "omnimerge · benchmark" + (f" · {version}" if version else ""),
         "intro": [_INTRO] if scored else [],
-        "facts": [fact for board in boards for fact in _facts(board, alone=len(boards) == 1)],
-        "sections": [section for board in boards for section in _sections(board)],
+        "facts": [fact for name, board in named for fact in _facts(name, board, len(boards) == 1)],
+        "sections": [section for name, board in named for section in _sections(name, board)],
     }
 
 
-def _sections(board: Board) -> list[Section]:
+def board_names(boards: Sequence[Board]) -> list[str]:
+    """Name boards after their lines, and presets where a line has several.
+
+    Args:
+        boards: all that are shown together.
+
+    Returns:
+        One name per board.
+    """
+    several = Counter(board.line for board in boards)
+    return [
+        ", ".join(filter(None, (board.line, board.preset if several[board.line] > 1 else "")))
+        or "Task vectors"
+        for board in boards
+    ]
+
+
+def _sections(name: str, board: Board) -> list[Section]:
     found: list[Section] = []
     if board.rows:
         found += [score_table(board), average_bars(board)]
@@ -130,17 +158,17 @@ def _sections(board: Board) -> list[Section]:
         found += experiment_sections(experiment)
     if board.analyses[1:] and found:
         found[-1].setdefault("notes", []).append(
-            f"Task vectors are those of the first of {len(board.analyses)} seeds."
+            f"Task vectors are those of the first of {len(board.analyses)} analyses."
         )
-    return [{**section, "group": board.name} for section in found]
+    return [{**section, "group": name} for section in found]
 
 
-def _facts(board: Board, *, alone: bool) -> list[dict[str, str]]:
+def _facts(line: str, board: Board, alone: bool) -> list[dict[str, str]]:
     merged = [row for row in board.rows if row.kind == "merged" and row.average is not None]
     if not merged:
         return []
     best = max(merged, key=lambda row: row.average or 0.0)
-    name = "best merge" if alone else f"{board.name}: best merge"
+    name = "best merge" if alone else f"{line}: best merge"
     found = [{"name": name, "value": _percent(best), "detail": best.name}]
     for kind, name in (("base", "base"), ("expert", "best expert"), ("reference", "reference")):
         rows = [row for row in board.rows if row.kind == kind and row.average is not None]
@@ -168,7 +196,9 @@ def score_table(board: Board) -> Section:
     tops = [_top([row.scores[i] for row in merged]) for i in range(len(board.columns))]
     tops.append(_top([row.average for row in merged]))
     timed = any(row.seconds is not None for row in board.rows)
+    gained = any(row.gain is not None for row in board.rows)
     scaled = any(row.scale for row in board.rows)
+    searched = any(row.kind == "search" for row in board.rows)
 
     def cells(row: Scored) -> list[dict[str, Any] | None]:
         ranked = row.kind == "merged"
@@ -178,6 +208,7 @@ def score_table(board: Board) -> Section:
             _cell(value, deviation, best=ranked and value is not None and value == top)
             for value, deviation, top in zip(scores, spreads, tops, strict=True)
         ]
+        found += [_cell(row.gain, row.gain_deviation, best=False)] if gained else []
         found += [{"text": row.scale} if row.scale else None] if scaled else []
         return found + (_cost(row) if timed else [])
 
@@ -185,8 +216,14 @@ def score_table(board: Board) -> Section:
     columns.append(
         {"name": "Average", "unit": "%", "digits": 1, "title": "plain mean of the tasks"}
     )
+    if gained:
+        title = "points of the average above that of the same seed's base"
+        columns.append({"name": "gain", "digits": 1, "title": title})
     if scaled:
-        columns.append({"name": "λ", "title": "scale, chosen on the validation split"})
+        title = (
+            "scale, chosen on the validation questions: by their answers, or without (by search)"
+        )
+        columns.append({"name": "λ", "title": title})
     if timed:
         columns.append({"name": "time", "unit": "s", "digits": 2, "title": "of merging to disk"})
         columns.append({"name": "memory", "title": "peak while merging to disk"})
@@ -200,12 +237,15 @@ def score_table(board: Board) -> Section:
         "rows": [
             {
                 "name": row.name,
-                "label": row.kind if row.kind not in ("merged", row.name) else "",
+                "label": row.kind if row.kind not in ("merged", "search", row.name) else "",
                 "cells": cells(row),
             }
             for row in board.rows
         ],
-        "notes": ["Green: the best merge of its column.", *board.notes],
+        "notes": [
+            f"Green: the best merge of its column{_UNRANKED if searched else ''}.",
+            *board.notes,
+        ],
         "command": board.command,
     }
 
@@ -243,7 +283,7 @@ def average_bars(board: Board) -> Section:
         ],
         "axis": f"average of {len(board.columns)} tasks, %",
         "emphasis": [name for name, row in zip(names, rows, strict=True) if row.kind == "merged"],
-        "notes": ["Bold: merges."],
+        "notes": [f"Bold: merges{_UNRANKED if any(row.kind == 'search' for row in rows) else ''}."],
     }
 
 
@@ -292,7 +332,6 @@ def scale_lines(board: Board) -> Section:
     Returns:
         A section.
     """
-    bases = [row.average for row in board.rows if row.kind == "base" and row.average is not None]
     return {
         "kind": "lines",
         "title": "Scale",
@@ -308,7 +347,6 @@ def scale_lines(board: Board) -> Section:
             )
             for curve in board.curves
         ],
-        "levels": {"base, test split": 100 * bases[0]} if bases else {},
         "digits": 3,
     }
 

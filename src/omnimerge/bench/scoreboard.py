@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from omnimerge.bench import lines, results
+from omnimerge.bench.boards import json_files
 from omnimerge.bench.line import BenchError
 from omnimerge.bench.page import Board, Kind, ScaleCurve, Scored
 from omnimerge.bench.results import Point, Results, mean
@@ -16,9 +16,10 @@ _KINDS: dict[str, Kind] = {
     "base": "base",
     "expert": "expert",
     "method": "merged",
-    "search": "merged",
+    "search": "search",
     "reference": "reference",
 }
+_HELD = {"line", "preset", "seed", "columns", "rows"}
 
 
 def scored_boards(folders: Sequence[Path]) -> list[Board]:
@@ -31,42 +32,23 @@ def scored_boards(folders: Sequence[Path]) -> list[Board]:
         One board per line and preset; empty if nothing was run there.
 
     Raises:
-        BenchError: if a file of results is damaged, or a seed is there twice.
+        BenchError: if a folder is not there, results are damaged, or a seed is there twice.
     """
-    found = [results.read(Results, file) for file in _files(folders)]
+    found = [
+        results.read(Results, file) for file, held in json_files(folders) if held.keys() >= _HELD
+    ]
     boards = []
     for table in make_tables(found):
-        runs = [each for each in found if (each.line, each.preset) == (table.line, table.preset)]
-        boards.append(_board(table, runs, named=_presets(found, table.line) > 1))
+        key = (table.line, table.preset)
+        boards.append(_board(table, [each for each in found if (each.line, each.preset) == key]))
     return boards
 
 
-def _files(folders: Iterable[Path]) -> list[Path]:
-    """Files of results, by what they hold; one that is given twice counts once."""
-    files: dict[Path, None] = {}
-    for folder in folders:
-        below = sorted(folder.rglob("*.json")) if folder.is_dir() else [folder]
-        files |= dict.fromkeys(file.resolve() for file in below if _is_results(file))
-    return list(files)
-
-
-def _is_results(file: Path) -> bool:
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(held, dict) and {"line", "preset", "columns", "rows"} <= held.keys()
-
-
-def _presets(found: Sequence[Results], line: str) -> int:
-    return len({each.preset for each in found if each.line == line})
-
-
-def _board(table: Table, runs: Sequence[Results], *, named: bool) -> Board:
-    name = f"{table.line}, {table.preset}" if named else table.line
+def _board(table: Table, runs: Sequence[Results]) -> Board:
     refused = [f"{row.name}: {row.reason}." for row in table.lines if not row.cells]
     return Board(
-        name=name,
+        line=table.line,
+        preset=table.preset,
         about=_about(table.line),
         columns=table.columns,
         rows=tuple(_scored(table, row) for row in table.lines if row.cells),
@@ -87,13 +69,18 @@ def _about(line: str) -> str:
 def _scored(table: Table, row: TableRow) -> Scored:
     cells = [row.cells[column] for column in table.columns]
     average = row.cells[AVERAGE]
+    name = f"{row.name}, scale by search" if row.kind == "search" else row.name
+    if row.seeds < len(table.seeds):
+        name += f" ({row.seeds} of {len(table.seeds)} seeds)"
     return Scored(
-        name=f"{row.name}, scale by search" if row.kind == "search" else row.name,
+        name=name,
         kind=_KINDS[row.kind],
         scores=tuple(cell.mean for cell in cells),
         deviations=tuple(cell.deviation for cell in cells),
         average=average.mean,
         average_deviation=average.deviation,
+        gain=row.gain.mean if row.gain else None,
+        gain_deviation=row.gain.deviation if row.gain else None,
         scale=scales(row.chosen),
         seconds=row.seconds.mean if row.seconds else None,
         seconds_deviation=row.seconds.deviation if row.seconds else None,
@@ -106,15 +93,18 @@ def _curves(runs: Sequence[Results]) -> list[ScaleCurve]:
     by_method: dict[str, list[dict[float, float]]] = {}
     for run in runs:
         for row in run.rows:
-            values = {x: mean(p.scores.values()) for p in row.points if (x := _scale(p))}
+            points = ((_scale(point), mean(point.scores.values())) for point in row.points)
+            values = {scale: value for scale, value in points if scale is not None}
             if row.kind == "method" and len(values) > 1:
                 by_method.setdefault(row.name, []).append(values)
     curves = []
     for name, seeds in by_method.items():
-        scales = sorted(set.intersection(*(set(each) for each in seeds)))
-        cells = [Cell.of([each[scale] for each in seeds]) for scale in scales]
+        shared = sorted(set.intersection(*(set(each) for each in seeds)))
+        if len(seeds) < len(runs) or len(shared) < 2:
+            continue
+        cells = [Cell.of([each[scale] for each in seeds]) for scale in shared]
         spread = tuple(cell.deviation for cell in cells if cell.deviation is not None)
-        curves.append(ScaleCurve(name, tuple(scales), tuple(c.mean for c in cells), spread))
+        curves.append(ScaleCurve(name, tuple(shared), tuple(c.mean for c in cells), spread))
     return curves
 
 

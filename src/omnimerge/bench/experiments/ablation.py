@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from omnimerge.bench.experiments.descent import WUDI, Loop
-from omnimerge.bench.experiments.result import Experiment
+from omnimerge.bench.experiments.noise import margin, noise
+from omnimerge.bench.experiments.result import Experiment, averages_of
 from omnimerge.bench.experiments.variants import SCALES, score_variants
 from omnimerge.bench.line import Line, Report
 
 NAME = "ablation"
-ABOUT = "WUDI, + SGD, + mean as the start, + low rank = OptMerge for LoRA"
 ROWS = ("WUDI", "+ SGD", "+ mean init", "+ low rank (OptMerge)")
 
 
 def run(
-    line: Line, folder: Path, *, seed: int, scales: Sequence[float] = SCALES, on_progress: Report
+    line: Line, folder: Path, *, scales: Sequence[float] = SCALES, on_progress: Report
 ) -> Experiment:
     """Merge and score.
 
     Args:
         line: the line.
         folder: a built folder of it.
-        seed: of the folder.
         scales: that λ is chosen from on the validation split.
         on_progress: told about each row.
 
     Returns:
         One row per step from WUDI to OptMerge.
     """
-    begun = time.perf_counter()
     recipe = line.recipe(folder, "wudi", {})
     experts = len(line.experts)
     steps = (WUDI, Loop("sgd", "sum"), Loop("sgd", "mean"), Loop("sgd", "mean", 1 / experts))
@@ -45,20 +42,15 @@ def run(
             scales=scales,
             on_progress=on_progress,
         )
-    result = Experiment(
+    return Experiment(
         name=NAME,
         title="Ablation",
         paper="Table 4",
         question="WUDI with Adam from the sum of the task vectors, and what OptMerge changes about "
         "it, each row on top of the one before. λ is chosen on the validation split.",
-        line=line.name,
-        seeds=(seed,),
         settings={"iterations": WUDI.iterations, "experts": experts},
         columns=(*line.columns, "Average", "λ"),
         rows=tuple(rows),
-    )
-    return result.model_copy(
-        update={"outcome": tuple(outcome(result)), "seconds": time.perf_counter() - begun}
     )
 
 
@@ -71,18 +63,21 @@ def outcome(result: Experiment) -> list[str]:
     Returns:
         Sentences.
     """
-    averages = [row.values[-2] or 0.0 for row in result.rows]
+    averages, deviations = averages_of(result)
+    points = margin(result, averages, deviations)
     said = [
         f"{row.name}: {average - averages[0]:+.1f} points against WUDI."
         for row, average in zip(result.rows[1:], averages[1:], strict=True)
     ]
-    if averages[-1] > averages[0]:
+    gain = averages[-1] - averages[0]
+    if gain > points:
         said.append("As in the paper, all three changes together are better than WUDI.")
     else:
-        said.append("In the paper all three changes together are better than WUDI; not so here.")
+        here = "they are worse" if gain < -points else "the difference is within the noise"
+        said.append(f"In the paper all three changes together are better than WUDI; here {here}.")
     step = averages[2] - averages[1]
     said.append(
         f"The paper's largest step is the mean as the start; here it is worth {step:+.1f} points, "
         f"and low rank {averages[3] - averages[2]:+.1f}."
     )
-    return said
+    return [*said, noise(points)]

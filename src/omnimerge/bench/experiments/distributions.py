@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omnimerge.bench.analysis import Analysis, analyze
+from omnimerge.bench.analysis import analyze
 from omnimerge.bench.experiments.result import Entry, Experiment
 
 NAME = "distributions"
-ABOUT = "how the entries of task vectors are spread, full fine-tuning against LoRA"
 
 
-def run(recipe: Mapping[str, Any] | Path, *, line: str = "", seed: int | None = None) -> Experiment:
+def run(recipe: Mapping[str, Any] | Path) -> Experiment:
     """Measure the experts' task vectors.
 
     Args:
         recipe: what names base and experts, or its YAML file.
-        line: name of the line, for the file.
-        seed: of the line.
 
     Returns:
         The distributions, and what they look like in numbers.
     """
-    begun = time.perf_counter()
-    result = from_analysis(analyze(recipe), line=line, seed=seed)
-    return result.model_copy(update={"seconds": time.perf_counter() - begun})
-
-
-def from_analysis(found: Analysis, *, line: str = "", seed: int | None = None) -> Experiment:
-    """Take the distributions out of an analysis.
-
-    Args:
-        found: the analysis.
-        line: name of the line, for the file.
-        seed: of the line.
-
-    Returns:
-        The experiment.
-    """
+    found = analyze(recipe)
     rows = []
     for number, name in enumerate(found.experts):
         spread, norms = found.spread[number], [each.norms[number] for each in found.layers]
@@ -60,14 +41,12 @@ def from_analysis(found: Analysis, *, line: str = "", seed: int | None = None) -
                 ),
             )
         )
-    result = Experiment(
+    return Experiment(
         name=NAME,
         title="Distributions of task vectors",
         paper="Figure 2",
         question="Magnitudes of the entries of every expert's task vector, all matrices of the "
         "language model together.",
-        line=line,
-        seeds=() if seed is None else (seed,),
         x="magnitude of an entry",
         y="share of the entries",
         head="expert",
@@ -86,7 +65,6 @@ def from_analysis(found: Analysis, *, line: str = "", seed: int | None = None) -
             name: spread.shares for name, spread in zip(found.experts, found.spread, strict=True)
         },
     )
-    return result.model_copy(update={"outcome": tuple(outcome(result))})
 
 
 def outcome(result: Experiment) -> list[str]:

@@ -7,7 +7,6 @@ that carry little of the tasks, which wrecks the language; OptMerge's norm stays
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from omnimerge.bench.experiments.result import Curve, Experiment
 from omnimerge.methods import LowRank
 
 NAME = "norm-growth"
-ABOUT = "norm of the merged task vector by iteration: WUDI under Adam against OptMerge"
 COUNTS = (0, 1, 3, 10, 30, 100, 200, 300)
 
 _WUDI = "WUDI: Adam from the sum"
@@ -31,21 +29,16 @@ def run(
     recipe: Mapping[str, Any] | Path,
     *,
     counts: Sequence[int] = COUNTS,
-    line: str = "",
-    seed: int | None = None,
 ) -> Experiment:
     """Minimise, and take the norm on the way.
 
     Args:
         recipe: what names base and experts, or its YAML file.
         counts: iterations at which the norm is taken, increasing.
-        line: name of the line, for the file.
-        seed: of the line.
 
     Returns:
         The norms of all merged matrices together.
     """
-    begun = time.perf_counter()
     plan = plan_of(recipe)
     experts = len(plan.models)
     loops: dict[str, Loop] = {
@@ -69,14 +62,12 @@ def run(
         for name, loop in loops.items():
             for i, merged in enumerate(loop.run(deltas, counts)):
                 squares[name][i] += float(merged.double().square().sum())
-    result = Experiment(
+    return Experiment(
         name=NAME,
         title="Norm growth",
         paper="Figures 3 and 4",
         question="Frobenius norm of the merged task vector, all matrices together, while the "
         "losses of WUDI and OptMerge are minimised with the paper's optimisers and rates.",
-        line=line,
-        seeds=() if seed is None else (seed,),
         settings={"Adam's rate": 1e-5, "SGD's rate": 1e-4, "momentum": 0.9, "experts": experts},
         x="iteration",
         y="norm of the merged task vector",
@@ -86,9 +77,6 @@ def run(
             for name, values in squares.items()
         ),
         levels={name: math.sqrt(value) for name, value in ends.items()},
-    )
-    return result.model_copy(
-        update={"outcome": tuple(outcome(result)), "seconds": time.perf_counter() - begun}
     )
 
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omnimerge.bench.experiments.noise import margin, noise
 from omnimerge.bench.experiments.result import Curve, Entry, Experiment
 from omnimerge.bench.experiments.variants import SCALES
 from omnimerge.bench.line import BASE, Line, Report, Subject
-from omnimerge.errors import OmnimergeError
 
 NAME = "overtraining"
-ABOUT = "how well experts merge by how long, or how fast, they were trained"
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 METHODS = ("task_arithmetic", "optmerge")
 
@@ -48,7 +46,6 @@ def run(
     folder: Path,
     train: Train,
     *,
-    seed: int,
     setting: Setting | None = None,
     on_progress: Report,
 ) -> Experiment:
@@ -58,14 +55,13 @@ def run(
         line: the line.
         folder: a built folder of it; its base is where the experts start.
         train: trains the experts.
-        seed: of the folder.
         setting: what is trained, merged and scored.
         on_progress: told about each factor.
 
     Returns:
         Averages of experts and merges over the factors.
     """
-    begun, setting = time.perf_counter(), setting or Setting()
+    setting = setting or Setting()
     subject = line.subject(folder)
     base = 100 * statistics.fmean(line.alone(folder, BASE, "test").values())
     rows = []
@@ -77,15 +73,13 @@ def run(
         rows.append(Entry(name=f"{factor:g} x", values=values))
         on_progress(f"{factor:g} x: experts {values[0]:.1f} %, merged {max(values[2:]):.1f} %")
     columns = ("own task", "experts' average", *setting.methods)
-    result = Experiment(
+    return Experiment(
         name=NAME,
         title="Over-training",
         paper="Figures 5 and 6",
         question="Experts trained with a multiple of their usual steps, and merges of them with λ "
         "chosen on the validation split. Own task: mean over the experts, each on the task that "
         "it was trained for; the others are averages over all tasks.",
-        line=line.name,
-        seeds=(seed,),
         settings={"experts": len(line.experts)},
         x="times the usual number of steps",
         y="right answers, %",
@@ -98,9 +92,6 @@ def run(
         head="steps",
         columns=columns,
         rows=tuple(rows),
-    )
-    return result.model_copy(
-        update={"outcome": tuple(outcome(result)), "seconds": time.perf_counter() - begun}
     )
 
 
@@ -132,10 +123,8 @@ def _recipe(
 ) -> dict[str, Any]:
     """The line's recipe with other experts, full checkpoints or adapters as it has them."""
     recipe = line.recipe(folder, method, {"scale": scale})
-    models = recipe.get("models")
-    if not isinstance(models, list):
-        raise OmnimergeError(f"line {line.name} has no experts that can be trained again")
-    kind = "adapter" if isinstance(models[0], Mapping) and "adapter" in models[0] else "model"
+    first = recipe["models"][0]
+    kind = "adapter" if isinstance(first, Mapping) and "adapter" in first else "model"
     return {**recipe, "models": [{kind: str(expert)} for expert in experts]}
 
 
@@ -150,18 +139,36 @@ def outcome(result: Experiment) -> list[str]:
     """
     own = result.curve(result.columns[0])
     said = [f"Own task: {own.y[0]:.1f} % with the fewest steps, {own.y[-1]:.1f} % with the most."]
-    falls = 0
-    for name in result.columns[2:]:
-        curve = result.curve(name)
-        top = curve.y.index(max(curve.y))
-        falls += curve.y[-1] < curve.y[top]
+    curves = [result.curve(name) for name in result.columns[2:]]
+    points = margin(
+        result,
+        [v for each in curves for v in each.y],
+        [v for each in curves for v in each.deviation],
+    )
+    bent = 0
+    for curve in curves:
+        first, top, last = curve.y[0], max(curve.y), curve.y[-1]
+        rises, falls = top - first > points, top - last > points
+        bent += rises and falls
         said.append(
-            f"{name}: best with experts of {curve.x[top]:g} times the usual steps "
-            f"({curve.y[top]:.1f} %); {curve.y[-1]:.1f} % with the longest trained."
+            f"{curve.name}: {first:.1f} % with the shortest trained experts, at best {top:.1f} % "
+            f"({curve.x[curve.y.index(top)]:g} times the usual steps), {last:.1f} % with the "
+            f"longest trained: {_SHAPES[rises, falls]}."
         )
-    count = len(result.columns) - 2
-    if falls == count:
+    if bent == len(curves):
         said.append("As in the paper, the merge gets better at first, and worse in the end.")
     else:
-        said.append(f"In the paper merges fall in the end; here {falls} of {count} do.")
-    return said
+        said.append(
+            "In the paper merges get better at first, and worse in the end; here "
+            f"{bent} of {len(curves)} do."
+        )
+    return [*said, noise(points)]
+
+
+_SHAPES = {
+    (True, True): "better at first, and worse in the end",
+    (True, False): "better, and not worse in the end",
+    (False, True): "not better at first, and worse in the end",
+    (False, False): "within the noise",
+}
+"""(rises, falls), both by more than the noise."""

@@ -66,7 +66,8 @@ def _experiment_table(found: Experiment) -> Section:
     def cell(row: Any, i: int) -> dict[str, Any]:
         deviation = row.deviations[i] if row.deviations else None
         value = row.values[i]
-        best = scored and value is not None and value == tops[i] and len(found.rows) > 1
+        ranked = scored and len(found.rows) > 1 and found.columns[i] != "λ"
+        best = ranked and value is not None and value == tops[i]
         return {"value": value, "deviation": deviation, "best": best}
 
     return {

@@ -56,6 +56,7 @@ class Experiment(_Strict):
         paper: where the paper has it.
         question: what it asks, and how.
         line: of the benchmark; empty for a recipe of one's own.
+        preset: of the line.
         seeds: of the line, one per run.
         settings: what else decides the numbers.
         x: name of the curves' axis.
@@ -80,6 +81,7 @@ class Experiment(_Strict):
     paper: str
     question: str
     line: str = ""
+    preset: str = ""
     seeds: tuple[int, ...] = ()
     settings: dict[str, str | float | int] = Field(default_factory=dict)
     x: str = ""
@@ -181,14 +183,18 @@ def combined(
         The means, with standard deviations. Distributions are those of the first seed.
 
     Raises:
-        BenchError: if the experiments are not the same.
+        BenchError: if the experiments are not the same, or a seed is given twice.
     """
     first = results[0]
     if len(results) == 1:
         return first
-    keys = {(e.name, e.line, tuple(c.name for c in e.curves), e.columns) for e in results}
+    keys = {(e.name, e.line, e.preset, tuple(c.name for c in e.curves), e.columns) for e in results}
     if len(keys) > 1 or any(c.x != first.curve(c.name).x for e in results for c in e.curves):
         raise BenchError(f"experiment {first.name}: the files are not of one experiment")
+    seeds = tuple(seed for e in results for seed in e.seeds)
+    if len(set(seeds)) < len(seeds):
+        where = f"{first.name}, {first.line} {first.preset}"
+        raise BenchError(f"experiment {where}: a seed is given twice: {list(seeds)}")
     curves = tuple(
         Curve(
             name=curve.name,
@@ -210,11 +216,24 @@ def combined(
             "curves": curves,
             "rows": rows,
             "levels": levels,
-            "seeds": tuple(seed for e in results for seed in e.seeds),
+            "seeds": seeds,
             "seconds": sum(e.seconds for e in results),
         }
     )
     return made.model_copy(update={"outcome": tuple(outcome(made))}) if outcome else made
+
+
+def averages_of(found: Experiment) -> tuple[list[float], list[float | None]]:
+    """Return the column before the last, which is the average in tables of scores.
+
+    Args:
+        found: the experiment.
+
+    Returns:
+        The average of each row, and its deviation over the seeds; no deviations for one seed.
+    """
+    values = [row.values[-2] or 0.0 for row in found.rows]
+    return values, [row.deviations[-2] for row in found.rows if row.deviations]
 
 
 def _moments(

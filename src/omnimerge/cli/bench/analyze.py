@@ -26,8 +26,9 @@ def command(source: Path, out: Path | None, select: str | None, no_ranks: bool) 
     """Measure the task vectors of a recipe's models: norms, ranks, cosines, distributions.
 
     The recipe names a base and models, full checkpoints or adapters; its method does not matter.
-    DIR is one seed's folder of `omnimerge bench build`. One tensor of all models is in memory at a
-    time. `omnimerge bench report` shows the file.
+    DIR is one seed's folder of `omnimerge bench build`; of the modality line, the language models
+    are measured. One tensor of all models is in memory at a time. `omnimerge bench report` shows
+    the file.
     """
     from omnimerge.bench import lines
     from omnimerge.bench.analysis import analyze
@@ -35,7 +36,7 @@ def command(source: Path, out: Path | None, select: str | None, no_ranks: bool) 
 
     recipe: Any = str(source)
     if source.is_dir():
-        recipe = lines.built(source).recipe(source, "task_arithmetic", {})
+        recipe = lines.built(source).task_vectors(source)
     with byte_progress("task vectors") as progress:
         found = analyze(recipe, select=select, spectra=not no_ranks, on_progress=progress)
     width = max(map(len, found.experts))

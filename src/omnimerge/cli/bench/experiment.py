@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
+from omnimerge.bench import experiments
 
-@click.command(
-    "experiment",
-    epilog="Example: omnimerge bench experiment norm-growth runs/internvl/seed-0",
-)
+_LISTED = "\n".join(f"  {name:<14} {about}" for name, about in experiments.ABOUT.items())
+_EPILOG = f"""\b
+NAME:
+{_LISTED}
+
+Example: omnimerge bench experiment norm-growth runs/internvl/seed-0
+"""
+
+
+@click.command("experiment", epilog=_EPILOG)
 @click.argument("name")
 @click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
@@ -23,36 +29,12 @@ import click
 def command(name: str, source: Path, out: Path | None) -> None:
     """Repeat a finding of the OptMerge paper on a built line.
 
-    NAME: norm-growth, ablation, rank-ratio, distributions or overtraining. DIR is one seed's folder
-    of `omnimerge bench build`; for norm-growth and distributions also a recipe's YAML file.
+    DIR is one seed's folder of `omnimerge bench build`; for norm-growth and distributions also a
+    recipe's YAML file. These two work on every line, the others on internvl and qwen2vl.
     `omnimerge bench report` shows the result.
     """
-    from omnimerge.bench import experiments
-
-    module = experiments.get(name)
-    if source.is_file() and name in experiments.RECIPE_ONLY:
-        result = module.run(source)
-    else:
-        result = _on_a_line(name, module, source)
+    result = experiments.run(name, source, lambda text: click.echo(text, err=True))
     default = source.parent if source.is_file() else source / "results"
     for sentence in result.outcome:
         click.echo(f"  {sentence}")
     click.echo(f"{name}: {result.write(out or default / f'experiment-{name}.json')}")
-
-
-def _on_a_line(name: str, module: Any, folder: Path) -> Any:
-    from omnimerge.bench import experiments, lines, results
-    from omnimerge.bench.line import BenchError
-
-    line = lines.built(folder)
-    seed = results.read(results.Build, folder / results.BUILD_NAME).seed
-    if name in experiments.RECIPE_ONLY:
-        recipe = line.recipe(folder, "task_arithmetic", {})
-        return module.run(recipe, line=line.name, seed=seed)
-    tell = {"on_progress": lambda text: click.echo(text, err=True)}
-    if name != "overtraining":
-        return module.run(line, folder, seed=seed, **tell)
-    trainer = getattr(line, "trainer", None)
-    if trainer is None:
-        raise BenchError(f"line {line.name} cannot train its experts for longer")
-    return module.run(line, folder, trainer(folder), seed=seed, **tell)
