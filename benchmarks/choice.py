@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from omnimerge.bench import demo, scenes, zoo
+from omnimerge.bench import zoo
+from omnimerge.bench.zoo import demo, scenes
 from omnimerge.search import CRITERIA, search, select
 from omnimerge.search.result import SearchResult
 

@@ -32,7 +32,8 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import save_file
 
-from omnimerge.bench import demo, miniatures, scenes, zoo
+from omnimerge.bench import zoo
+from omnimerge.bench.zoo import demo, miniatures, scenes
 from omnimerge.engine import build_plan, load_recipe, merged_tensors, run_plan, with_parameters
 from omnimerge.engine.manifest import versions
 from omnimerge.generate import Generator, Prompt, Response, drafting, read_prompts

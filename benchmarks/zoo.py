@@ -14,7 +14,8 @@ import platform
 import tempfile
 from pathlib import Path
 
-from omnimerge.bench import demo, scenes, zoo
+from omnimerge.bench import zoo
+from omnimerge.bench.zoo import demo, scenes
 from omnimerge.generate import Generator, Prompt, Response, read_prompts, without_answers
 from omnimerge.search import search
 from omnimerge.search.store import AnswerStore

@@ -27,7 +27,8 @@ import transformers
 from transformers import AutoModelForImageTextToText
 
 import omnimerge
-from omnimerge.bench import miniatures, quiz, scenes, zoo
+from omnimerge.bench import zoo
+from omnimerge.bench.zoo import miniatures, quiz, scenes
 
 ALPHA = 0.4
 BATCH = 16

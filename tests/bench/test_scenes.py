@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omnimerge.bench import scenes
+from omnimerge.bench.zoo import scenes
 from omnimerge.errors import PromptError
 
 #   red circle     .            blue square
@@ -214,8 +214,6 @@ def test_same_seed_same_files(tmp_path):
 
 
 def test_scenes_need_no_torch():
-    code = (
-        "import sys, omnimerge.bench.scenes, omnimerge.bench.zoo; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, omnimerge.bench.zoo.scenes; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from omnimerge.bench import lessons, miniatures, quiz, scenes, stages, training, vocabulary, zoo
+from omnimerge.bench import zoo
+from omnimerge.bench.zoo import lessons, miniatures, quiz, scenes, stages, training, words
 from omnimerge.errors import CheckpointError
 
 MULTIMODAL = (miniatures.TARGET, miniatures.DONOR)
@@ -19,7 +20,7 @@ KNOWN = {
     miniatures.TARGET: (*scenes.SHARED_KINDS, *scenes.TARGET_KINDS),
     miniatures.DONOR: (*scenes.SHARED_KINDS, *scenes.DONOR_KINDS),
 }
-TINY = stages.Stage("tiny", {"where": 1.0}, steps=3, rate=1e-3, batch=4, turns=2)
+TINY = stages.Stage(3, 1e-3, batch=4, turns=2, name="tiny", kinds={"where": 1.0})
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +92,13 @@ def test_tokenizer_loads_as_it_was_built(name):
     assert loaded(text)["input_ids"] == built(text)["input_ids"]
     assert loaded.decode(loaded(text)["input_ids"]) == text
     assert loaded.chat_template == built.chat_template
-    assert len(loaded) <= vocabulary.SIZE
+    assert len(loaded) <= words.SIZE
 
 
 def test_every_word_is_one_token():
     tokenizer = miniatures.tokenizer(miniatures.LLM)
 
-    for word in vocabulary.words():
+    for word in words.WORDS:
         assert len(tokenizer(word)["input_ids"]) == len(tokenizer(f" {word}")["input_ids"]) == 1
 
 
@@ -163,7 +164,7 @@ def test_training_is_reproducible_and_leaves_what_is_frozen(models):
         model = miniatures.model(miniatures.DONOR, seed=seed)
         training.put_llm(model, models[miniatures.LLM])
         taught = lessons.Lessons(miniatures.DONOR, seed=seed, size=8)
-        frozen = stages.Stage("s", {"where": 1.0}, steps=2, rate=1e-3, llm=False, batch=4)
+        frozen = stages.Stage(2, 1e-3, batch=4, name="s", kinds={"where": 1.0}, llm=False)
         training.train(model, taught, frozen, seed=seed)
         return model.state_dict()
 

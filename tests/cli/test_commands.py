@@ -119,6 +119,7 @@ def test_methods():
     ("arguments", "code", "message"),
     [
         (["mrege"], 2, "did you mean 'merge'?"),
+        (["bench", "buld"], 2, "did you mean 'build'?"),
         (["merge", "-o", "x"], 2, "give a recipe file, or --method"),
         (["merge", "--method", "adams", "-o", "x"], 2, "did you mean 'adamms'?"),
         (["merge", "none.yaml", "-o", "x"], 1, "none.yaml is not valid: cannot be read"),

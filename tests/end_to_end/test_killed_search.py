@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from omnimerge.bench import demo, scenes, zoo
+from omnimerge.bench import zoo
+from omnimerge.bench.zoo import demo, scenes
 
 COMMAND = [sys.executable, "-m", "omnimerge", "search", "recipe.yaml", "--prompts"]
 OPTIONS = ["--max-new-tokens", "8", "--batch-size", "4", "--sample", "120", "--json"]

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from omnimerge.bench import demo, zoo
+from omnimerge.bench import zoo
+from omnimerge.bench.zoo import demo
 from omnimerge.engine import build_plan, load_recipe, merged_tensors
 from omnimerge.errors import GenerationError
 from omnimerge.generate import Generator, Prompt, Response, drafting, read_prompts

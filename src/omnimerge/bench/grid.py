@@ -1,4 +1,7 @@
-"""Which parameters each method is tried with, and why a method cannot be tried at all."""
+"""Which parameters each method is tried with, and why a method cannot be tried at all.
+
+Methods are imported when they are asked for: importing this file loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from typing import Any
 
 from omnimerge.bench.line import BenchError
 from omnimerge.errors import suggestion
-from omnimerge.methods import MergeMethod, all_methods
 
 SCALES = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5)
 """As OptMerge searches λ, for all methods."""
@@ -31,6 +33,8 @@ def choose_methods(text: str) -> list[str]:
     Raises:
         BenchError: if one is unknown.
     """
+    from omnimerge.methods import all_methods
+
     known = all_methods()
     if text == "all":
         return list(known)
@@ -76,10 +80,12 @@ def swept(method: str) -> str | None:
     Returns:
         ``scale``; for AdaMMS ``alpha``, the donors' share; None where there is neither.
     """
-    params = {param.name for param in all_methods()[method].params}
-    if all_methods()[method].takes_target:
+    from omnimerge.methods import get_method
+
+    spec = get_method(method)
+    if spec.takes_target:
         return "alpha"
-    return "scale" if "scale" in params else None
+    return "scale" if any(param.name == "scale" for param in spec.params) else None
 
 
 def points(method: str, scales: Sequence[float]) -> list[dict[str, Any]]:
@@ -110,7 +116,9 @@ def refusal(method: str, recipe: Mapping[str, Any]) -> str | None:
     Returns:
         The reason; None if it can.
     """
-    spec: MergeMethod = all_methods()[method]
+    from omnimerge.methods import get_method
+
+    spec = get_method(method)
     entries = recipe["models"]
     count = len(entries) + spec.takes_target
     low, high = spec.models

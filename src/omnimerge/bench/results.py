@@ -201,7 +201,6 @@ def write(value: BaseModel, path: Path) -> None:
         value: what to write.
         path: the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}")
-    hidden.write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    hidden.replace(path)
+    from omnimerge.search.store import write_atomically
+
+    write_atomically(path, value.model_dump_json(indent=1) + "\n")

@@ -1,7 +1,7 @@
-"""The vocabulary of the miniatures: a small byte-level BPE, read by Qwen2's own tokenizer class.
+"""Vocabularies of miniatures: a small byte-level BPE, read by Qwen2's own tokenizer class.
 
-It has the 256 bytes, so that it encodes any text, and one token for every word of the scenes and
-their questions, with and without the space before it.
+It has the 256 bytes, so that it encodes any text, and one token for every word that it is made
+for, with and without the space before it.
 """
 
 from __future__ import annotations
@@ -13,50 +13,7 @@ from itertools import pairwise
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer
 
-from omnimerge.bench import scenes
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<image>",
-    "<video>",
-)
-"""What Qwen2-VL and LLaVA-OneVision need beside words."""
-
-SIZE = 512
-"""Rows of the embedding; the last ones stand for no token, as in the published checkpoints."""
-
-_WORDS = (
-    "user assistant where is the what how many list objects object are there which row in colour "
-    "shape topmost hue has high lowest form on side leftmost rightmost column name of"
-)
-
-# rightmost, leftmost, column and of are in no question yet: room for other kinds.
-
 _SPACE = "Ġ"  # how byte-level BPE writes a space
-
-
-def words() -> list[str]:
-    """List every word of roles, scenes, questions and answers, in a fixed order.
-
-    Returns:
-        The words, each once.
-    """
-    told = (
-        *scenes.COLOURS,
-        *scenes.SHAPES,
-        *scenes.ROWS,
-        *scenes.COLUMNS,
-        *scenes.NUMBERS,
-    )
-    found = [*_WORDS.split(), *told]
-    return list(dict.fromkeys(found))
 
 
 def merges(vocabulary: Iterable[str]) -> list[tuple[str, str]]:
@@ -89,13 +46,11 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def tokens(
-    known: Sequence[str] | None = None, special: Sequence[str] = SPECIAL_TOKENS
-) -> dict[str, int]:
+def tokens(known: Sequence[str], special: Sequence[str]) -> dict[str, int]:
     """Number the tokens: bytes, then words and their parts, then the special tokens.
 
     Args:
-        known: the words; default: `words`.
+        known: the words.
         special: the special tokens.
 
     Returns:
@@ -105,29 +60,17 @@ def tokens(
     return {token: index for index, token in enumerate((*ordered, *special))}
 
 
-def token_id(token: str) -> int:
-    """Return the id of a token.
-
-    Args:
-        token: One of `SPECIAL_TOKENS`, say.
-
-    Returns:
-        Its row in the embedding.
-    """
-    return tokens()[token]
-
-
 def tokenizer(
     chat_template: str,
-    known: Sequence[str] | None = None,
-    special: Sequence[str] = SPECIAL_TOKENS,
+    known: Sequence[str],
+    special: Sequence[str],
     named: Mapping[str, str] | None = None,
 ) -> Qwen2Tokenizer:
-    """Build a tokenizer; without further arguments the one of the shipped miniatures.
+    """Build a tokenizer.
 
     Args:
         chat_template: Jinja source.
-        known: the words; default: `words`.
+        known: the words.
         special: the special tokens; `<|im_end|>` and `<|endoftext|>` must be among them.
         named: attributes that a processor looks up, such as ``start_image_token``, and the special
             token each stands for.
@@ -149,6 +92,5 @@ def tokenizer(
     )
 
 
-def _learned(known: Sequence[str] | None = None) -> list[tuple[str, str]]:
-    known = words() if known is None else known
+def _learned(known: Sequence[str]) -> list[tuple[str, str]]:
     return merges([form for word in known for form in (word, _SPACE + word)])

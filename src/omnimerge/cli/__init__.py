@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 import threading
 import time
@@ -10,6 +9,7 @@ from typing import Any
 
 import click
 
+from omnimerge.cli._lazy import LazyGroup
 from omnimerge.errors import OmnimergeError, printable
 
 # One file per command; the help line lives here so that listing commands imports none of them.
@@ -46,32 +46,7 @@ Examples:
 _BEGAN = "omnimerge.began"
 
 
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"omnimerge.cli.{cmd_name.replace('-', '_')}")
-        command: click.Command = module.command
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and name not in _COMMANDS:
-            from omnimerge.errors import suggestion
-
-            known = ", ".join(_COMMANDS)
-            raise click.UsageError(f"no command {name!r}{suggestion(name, _COMMANDS)}; {known}")
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
-
+class _Commands(LazyGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Turn every deliberate error into one line and exit code 1."""
         try:
@@ -116,7 +91,9 @@ def _left(ctx: click.Context) -> str:
 
 
 @click.group(
-    cls=_LazyGroup,
+    cls=_Commands,
+    home="omnimerge.cli",
+    known=_COMMANDS,
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -28,7 +28,8 @@ def command(out: Path) -> None:
     """
     import torch
 
-    from omnimerge.bench import demo, zoo
+    from omnimerge.bench import zoo
+    from omnimerge.bench.zoo import demo
     from omnimerge.search import read_result
 
     start = time.perf_counter()

@@ -6,9 +6,9 @@ import pytest
 
 from omnimerge.bench.capabilities import line as lines
 from omnimerge.bench.capabilities import training
-from omnimerge.bench.capabilities.presets import Preset, Schooling
+from omnimerge.bench.capabilities.presets import MIXTURE, Preset, Stage
 
-STEPS = Schooling(2, 1e-3, turns=1, batch=2)
+STEPS = Stage(2, 1e-3, turns=1, batch=2)
 TINY = Preset(
     look=STEPS,
     answer=STEPS,
@@ -30,7 +30,7 @@ def build(line, folder, *, seed=0):
     teach = training.build_adapter if line.lora else training.build_expert
     for expert in line.experts:
         teach(line.model, folder, TINY, expert, seed)
-    training.build_expert(line.model, folder, TINY, lines.MIXTURE, seed)
+    training.build_expert(line.model, folder, TINY, MIXTURE, seed)
 
 
 @pytest.fixture

@@ -249,7 +249,7 @@ def test_marks_by_hand(tmp_path):
 
 
 def test_every_answer_fits_into_the_tokens_that_are_decoded():
-    tokenizer = models.tokenizer(models.LLM)
+    tokenizer = models.tokenizer(models.QWEN2VL)
     for name, task in TASKS.items():
         for scene in draw_scenes(task, "val", 30, seed=0):
             for kind in task.kinds:

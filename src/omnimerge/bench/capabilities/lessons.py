@@ -1,4 +1,4 @@
-"""Training examples: conversations about scenes that are told or shown."""
+"""Training examples: conversations about scenes that are shown."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from omnimerge.bench.capabilities import models
+from omnimerge.bench.capabilities.presets import Stage
 from omnimerge.bench.capabilities.tasks import TASKS, Question, draw_scenes
-from omnimerge.bench.stages import Stage
 
 IGNORED = -100  # what transformers' loss leaves out
 
@@ -21,7 +21,7 @@ class Lessons:
     """Training examples of one model: scenes encoded once, questions drawn at random.
 
     Args:
-        name: whose processor, or tokenizer, encodes them.
+        name: whose processor encodes them.
         kinds: the kinds of question, ``task.kind`` each; scenes of their tasks are drawn.
         seed: same seed, same scenes.
         pool: number of scenes of each task.
@@ -38,42 +38,44 @@ class Lessons:
         self._asked: dict[tuple[int, str], list[Question]] = {}
         self._ids: dict[str, list[int]] = {}
         self._tokenizer = models.tokenizer(name)
-        self._pixels: dict[str, torch.Tensor] = {}
-        self._shown: list[int] = []
-        if name != models.LLM:
-            self._show()
+        self._shown, self._pixels = self._show()
 
-    def batch(self, rng: np.random.Generator, stage: Stage) -> dict[str, torch.Tensor]:
+    def batch(
+        self, rng: np.random.Generator, stage: Stage, kinds: Mapping[str, float]
+    ) -> dict[str, torch.Tensor]:
         """Draw one batch.
 
         Args:
             rng: source of every choice.
-            stage: how many questions, of which kinds.
+            stage: how many questions.
+            kinds: ``task.kind`` -> its share of the batch.
 
         Returns:
             The model's inputs, padded on the right, with labels on the answers alone.
         """
-        drawn = [self._conversation(rng, stage) for _ in range(stage.batch)]
+        drawn = [self._conversation(rng, stage.turns, kinds) for _ in range(stage.batch)]
         padded = self._pad([turns for _, turns in drawn])
         return padded | self._images([scene for scene, _ in drawn])
 
-    def _conversation(self, rng: np.random.Generator, stage: Stage) -> tuple[int, _Turns]:
+    def _conversation(
+        self, rng: np.random.Generator, count: int, kinds: Mapping[str, float]
+    ) -> tuple[int, _Turns]:
         """Draw a scene and turns about it: token ids of each prompt and of its answer."""
-        task = _draw(rng, _shares_of_tasks(stage.kinds))
-        kinds = {kind: share for kind, share in stage.kinds.items() if kind.startswith(task + ".")}
+        task = _draw(rng, _shares_of_tasks(kinds))
+        kinds = {kind: share for kind, share in kinds.items() if kind.startswith(task + ".")}
         turns: _Turns = []
         while not turns:  # a scene may not hold a question of the kinds that are asked
             scene = self._first[task] + int(rng.integers(self._pool))
             asked: set[str] = set()
-            for _ in range(stage.turns + 2):
-                if len(turns) == stage.turns:
+            for _ in range(count + 2):
+                if len(turns) == count:
                     break
                 found = self._questions(scene, _draw(rng, kinds))
                 question = found[int(rng.integers(len(found)))] if found else None
                 if question is None or question.text in asked:
                     continue
                 asked.add(question.text)
-                turns.append(self._turn(scene, question, first=not turns))
+                turns.append(self._turn(question, first=not turns))
         return scene, turns
 
     def _questions(self, scene: int, kind: str) -> list[Question]:
@@ -83,24 +85,20 @@ class Lessons:
             self._asked[key] = TASKS[task].questions(self._scenes[scene], name)
         return self._asked[key]
 
-    def _turn(self, scene: int, question: Question, *, first: bool) -> tuple[list[int], list[int]]:
+    def _turn(self, question: Question, *, first: bool) -> tuple[list[int], list[int]]:
         answer = self._encode(question.answer + "<|im_end|>")
-        if not first:
-            ask = f"<|user|>{question.text}<|im_end|><|assistant|>"
-            return self._encode(ask), answer
         ask = f"{question.text}<|im_end|><|assistant|>"
-        if self._shown:
+        if first:
             return [*self._shown, *self._encode(ask)], answer
-        told = self._scenes[scene].tell()
-        return self._encode(f"<|user|>{told} {ask}"), answer
+        return self._encode(f"<|user|>{ask}"), answer
 
     def _encode(self, text: str) -> list[int]:
         if text not in self._ids:
             self._ids[text] = self._tokenizer(text)["input_ids"]
         return self._ids[text]
 
-    def _show(self) -> None:
-        """Encode the pictures, and what a conversation about any of them begins with."""
+    def _show(self) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """Encode what a conversation about any picture begins with, and the pictures."""
         processor = models.processor(self.name)
         images = [scene.draw() for scene in self._scenes]
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what"}]}]
@@ -108,12 +106,12 @@ class Lessons:
         begin = processor(text=[text], images=[images[0]], return_tensors="pt")
         end = self._encode("what<|im_end|>")
         ids = begin["input_ids"][0].tolist()
-        self._shown = ids[: -len(end)]
         found = processor.image_processor(images=images, return_tensors="pt")
-        self._pixels = {key: torch.as_tensor(value) for key, value in found.items() if key in begin}
+        pixels = {key: torch.as_tensor(value) for key, value in found.items() if key in begin}
         if self.name == models.QWEN2VL:  # patches of all pictures in one row: one row each
-            pixels = self._pixels["pixel_values"]
-            self._pixels["pixel_values"] = pixels.reshape(len(images), -1, pixels.shape[-1])
+            patches = pixels["pixel_values"]
+            pixels["pixel_values"] = patches.reshape(len(images), -1, patches.shape[-1])
+        return ids[: -len(end)], pixels
 
     def _images(self, scenes: Sequence[int]) -> dict[str, torch.Tensor]:
         chosen = {key: value[torch.tensor(scenes)] for key, value in self._pixels.items()}

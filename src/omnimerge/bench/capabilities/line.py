@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnimerge.bench import results
-from omnimerge.bench.capabilities.presets import PRESETS
+from omnimerge.bench.capabilities.presets import MIXTURE, PRESETS
 from omnimerge.bench.capabilities.tasks import TASKS
 from omnimerge.bench.line import BASE, BenchError, Line, Report, Scores, Split
 
 if TYPE_CHECKING:
     from omnimerge.generate import Generator, Prompt, Response
-
-MIXTURE = "mixture"
 
 
 @dataclass(frozen=True)

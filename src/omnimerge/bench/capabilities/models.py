@@ -17,15 +17,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     GenerationConfig,
     GotOcr2ImageProcessorPil,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
-    Qwen2Config,
-    Qwen2ForCausalLM,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
@@ -38,10 +35,9 @@ from omnimerge.bench.capabilities.tasks import IMAGE_SIZE
 from omnimerge.bench.line import BenchError
 from omnimerge.generate.processor import without_video
 
-LLM = "mini-llm"
 INTERNVL = "mini-internvl"
 QWEN2VL = "mini-qwen2-vl"
-NAMES = (LLM, INTERNVL, QWEN2VL)
+NAMES = (INTERNVL, QWEN2VL)
 
 VOCABULARY_SIZE = 512
 HIDDEN_SIZE = 96
@@ -59,7 +55,6 @@ _TURNS = (
     "{{% if add_generation_prompt %}}<|assistant|>{{% endif %}}"
 )
 CHAT_TEMPLATES = {
-    LLM: _TURNS.format(image=""),
     INTERNVL: _TURNS.format(image="<IMG_CONTEXT>"),
     QWEN2VL: _TURNS.format(image="<|vision_start|><|image_pad|><|vision_end|>"),
 }
@@ -74,7 +69,6 @@ _NAMED = {
 
 # In memory (transformers 5) to on disk (published).
 _PUBLISHED: dict[str, tuple[tuple[str, str], ...]] = {
-    LLM: (),
     INTERNVL: (
         (r"^model\.language_model\.", "language_model.model."),
         (r"^lm_head\.", "language_model.lm_head."),
@@ -148,11 +142,7 @@ def config(name: str) -> Any:
     Returns:
         A configuration of the model's own class.
     """
-    return {LLM: _llm_config, INTERNVL: _internvl_config, QWEN2VL: _qwen2vl_config}[name]()
-
-
-def _llm_config() -> Qwen2Config:
-    return Qwen2Config(**_text(), use_sliding_window=False)
+    return {INTERNVL: _internvl_config, QWEN2VL: _qwen2vl_config}[name]()
 
 
 def _internvl_config() -> InternVLConfig:
@@ -206,7 +196,6 @@ def model(name: str, *, seed: int) -> Model:
         The model, in float32, with its generation settings.
     """
     classes = {
-        LLM: Qwen2ForCausalLM,
         INTERNVL: InternVLForConditionalGeneration,
         QWEN2VL: Qwen2VLForConditionalGeneration,
     }
@@ -249,10 +238,10 @@ def _spread(key: str, weight: torch.Tensor) -> float:
 
 
 def image_processor(name: str) -> Any:
-    """Build the image processor of a multimodal miniature.
+    """Build the image processor of a miniature.
 
     Args:
-        name: `INTERNVL` or `QWEN2VL`.
+        name: one of `NAMES`.
 
     Returns:
         The image processor, which keeps a picture at its size.
@@ -270,10 +259,10 @@ def image_processor(name: str) -> Any:
 
 
 def processor(name: str) -> Any:
-    """Assemble the processor of a multimodal miniature, without video.
+    """Assemble the processor of a miniature, without video.
 
     Args:
-        name: `INTERNVL` or `QWEN2VL`.
+        name: one of `NAMES`.
 
     Returns:
         The processor.
@@ -305,8 +294,7 @@ def save(name: str, trained: Model, folder: Path) -> None:
     settings.save_pretrained(folder)
     trained.generation_config.save_pretrained(folder)
     tokenizer(name).save_pretrained(folder)
-    if name != LLM:
-        _save_processor(name, folder)
+    _save_processor(name, folder)
     tensors = {
         published_name(name, key): value.detach().contiguous()
         for key, value in trained.state_dict().items()
@@ -346,11 +334,10 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def load(name: str, folder: Path) -> Model:
+def load(folder: Path) -> Model:
     """Load a miniature as any checkpoint is loaded, and insist that nothing is amiss.
 
     Args:
-        name: one of `NAMES`.
         folder: the checkpoint.
 
     Returns:
@@ -359,8 +346,9 @@ def load(name: str, folder: Path) -> Model:
     Raises:
         BenchError: naming tensors that are missing, unexpected or of another shape.
     """
-    auto = AutoModelForCausalLM if name == LLM else AutoModelForImageTextToText
-    loaded, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    loaded, info = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[fault]:
             raise BenchError(f"{folder}: {fault.replace('_', ' ')}: {sorted(info[fault])}")

@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from omnimerge.bench import teaching
 from omnimerge.bench.capabilities.tasks import TASKS, kinds_of
+
+MIXTURE = "mixture"
+"""Name of the reference that learns all tasks."""
 
 
 @dataclass(frozen=True)
-class Schooling:
-    """One stage of training.
+class Stage(teaching.Stage):
+    """One stage of training; `turns` are questions about one picture."""
 
-    Attributes:
-        steps: of the optimiser.
-        rate: peak learning rate.
-        turns: questions about one picture in a conversation.
-        batch: conversations in a step.
-    """
-
-    steps: int
-    rate: float
-    turns: int = 3
     batch: int = 16
+    turns: int = 3
 
 
 _SELDOM = (
@@ -62,10 +57,10 @@ class Preset:
         questions: of each task, for validation and test.
     """
 
-    look: Schooling
-    answer: Schooling
-    expert: Schooling
-    mixture: Schooling
+    look: Stage
+    answer: Stage
+    expert: Stage
+    mixture: Stage
     kinds: Mapping[str, float] = field(default_factory=lambda: _FULL_KINDS)
     pool: int = 3000
     rank: int = 16
@@ -84,24 +79,24 @@ class Preset:
         return {kind: share / sum(shares.values()) for kind, share in shares.items()}
 
 
-_LOOK = Schooling(1250, 2e-3, turns=1)
-_QUICK_LOOK = Schooling(900, 2e-3, turns=1)
-_QUICK_ANSWER = Schooling(200, 1.5e-3, turns=2)
+_LOOK = Stage(1250, 2e-3, turns=1)
+_QUICK_LOOK = Stage(900, 2e-3, turns=1)
+_QUICK_ANSWER = Stage(200, 1.5e-3, turns=2)
 _QUICK_QUESTIONS = {"val": 60, "test": 240}
 
 PRESETS: dict[str, dict[str, Preset]] = {
     "internvl": {
         "full": Preset(
             look=_LOOK,
-            answer=Schooling(1100, 1.5e-3),
-            expert=Schooling(250, 3e-4),
-            mixture=Schooling(1250, 3e-4),
+            answer=Stage(1100, 1.5e-3),
+            expert=Stage(250, 3e-4),
+            mixture=Stage(1250, 3e-4),
         ),
         "quick": Preset(
             look=_QUICK_LOOK,
             answer=_QUICK_ANSWER,
-            expert=Schooling(150, 5e-4, turns=2),
-            mixture=Schooling(150, 5e-4, turns=2),
+            expert=Stage(150, 5e-4, turns=2),
+            mixture=Stage(150, 5e-4, turns=2),
             kinds=_QUICK_KINDS,
             pool=1000,
             questions=_QUICK_QUESTIONS,
@@ -110,15 +105,15 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "qwen2vl": {
         "full": Preset(
             look=_LOOK,
-            answer=Schooling(1500, 1.5e-3),
-            expert=Schooling(350, 4e-3),
-            mixture=Schooling(1750, 3e-4),
+            answer=Stage(1500, 1.5e-3),
+            expert=Stage(350, 4e-3),
+            mixture=Stage(1750, 3e-4),
         ),
         "quick": Preset(
             look=_QUICK_LOOK,
             answer=_QUICK_ANSWER,
-            expert=Schooling(150, 4e-3, turns=2),
-            mixture=Schooling(150, 5e-4, turns=2),
+            expert=Stage(150, 4e-3, turns=2),
+            mixture=Stage(150, 5e-4, turns=2),
             kinds=_QUICK_KINDS,
             pool=1000,
             questions=_QUICK_QUESTIONS,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,12 @@ import torch
 from omnimerge.bench.adapters import check_peft, with_adapter
 from omnimerge.bench.capabilities import models
 from omnimerge.bench.capabilities.lessons import Lessons
-from omnimerge.bench.capabilities.presets import Preset, Schooling
+from omnimerge.bench.capabilities.presets import MIXTURE, Preset, Stage
 from omnimerge.bench.capabilities.tasks import TASKS
 from omnimerge.bench.capabilities.tasks.task import DESCRIBE
 from omnimerge.bench.line import BASE, Report
 from omnimerge.bench.processes import trainers
-from omnimerge.bench.stages import Stage
-from omnimerge.bench.training import train
-
-MIXTURE = "mixture"
+from omnimerge.bench.teaching import complete_folder, train
 
 _ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -101,9 +97,10 @@ def build_base(name: str, folder: Path, preset: Preset, seed: int) -> str:
     described = {f"{task}.{DESCRIBE}": 1.0 for task in TASKS}
     asked = {kind: share for task in TASKS for kind, share in preset.kinds_of(task).items()}
     lessons = Lessons(name, list(described), seed=seed, pool=preset.pool)
-    look = train(model, lessons, _stage("look", described, preset.look), seed=seed)
-    answer = train(model, lessons, _stage("answer", asked, preset.answer), seed=seed)
-    _finish(folder / BASE, lambda out: models.save(name, model, out))
+    look = _teach(model, lessons, "look", described, preset.look, seed)
+    answer = _teach(model, lessons, "answer", asked, preset.answer, seed)
+    with complete_folder(folder / BASE) as draft:
+        models.save(name, model, draft)
     return f"{BASE}: loss {look:.3f} describing, {answer:.3f} answering"
 
 
@@ -123,9 +120,10 @@ def build_expert(
     Returns:
         A line about the last loss.
     """
-    model = models.load(name, folder / BASE)
-    loss = _teach(model, name, preset, expert, seed, "language_model.layers.")
-    _finish((out or folder) / expert, lambda place: models.save(name, model, place))
+    model = models.load(folder / BASE)
+    loss = _specialise(model, name, preset, expert, seed, "language_model.layers.")
+    with complete_folder((out or folder) / expert) as draft:
+        models.save(name, model, draft)
     return f"{expert}: loss {loss:.3f}"
 
 
@@ -146,40 +144,50 @@ def build_adapter(
         A line about the last loss.
     """
     model = with_adapter(
-        models.load(name, folder / BASE),
+        models.load(folder / BASE),
         rank=preset.rank,
         matrices=rf".*language_model\.layers\..*\.({'|'.join(_ADAPTED)})",
         draw=lambda key: _generator(f"{seed} {expert} {key}"),
     )
-    loss = _teach(model, name, preset, expert, seed, "lora_")
-    _finish((out or folder) / expert, lambda place: model.save_pretrained(str(place)))
+    loss = _specialise(model, name, preset, expert, seed, "lora_")
+    with complete_folder((out or folder) / expert) as draft:
+        model.save_pretrained(str(draft))
     return f"{expert}: loss {loss:.3f}"
 
 
-def _teach(model: Any, name: str, preset: Preset, expert: str, seed: int, learning: str) -> float:
+def _specialise(
+    model: Any, name: str, preset: Preset, expert: str, seed: int, learning: str
+) -> float:
     """Train the parameters whose names hold `learning`, on one task or on all."""
     mixed = expert == MIXTURE
-    tasks: dict[str, float] = {}
+    kinds: dict[str, float] = {}
     for task in TASKS if mixed else [expert]:
-        kinds = preset.kinds_of(task)
-        tasks |= dict.fromkeys(kinds, 1 / len(kinds))
-    lessons = Lessons(name, list(tasks), seed=seed, pool=preset.pool)
-    stage = _stage(expert, tasks, preset.mixture if mixed else preset.expert)
-    return train(model, lessons, stage, seed=seed, learns=lambda key: learning in key)
+        asked = preset.kinds_of(task)
+        kinds |= dict.fromkeys(asked, 1 / len(asked))
+    lessons = Lessons(name, list(kinds), seed=seed, pool=preset.pool)
+    stage = preset.mixture if mixed else preset.expert
+    return _teach(model, lessons, expert, kinds, stage, seed, learning)
 
 
-def _stage(name: str, kinds: dict[str, float], how: Schooling) -> Stage:
-    return Stage(name, kinds, how.steps, how.rate, batch=how.batch, turns=how.turns)
+def _teach(
+    model: Any,
+    lessons: Lessons,
+    name: str,
+    kinds: Mapping[str, float],
+    stage: Stage,
+    seed: int,
+    learning: str = "",
+) -> float:
+    """Run a stage, whose name and the lessons' give it its own random numbers."""
+    return train(
+        model,
+        stage,
+        lambda rng: lessons.batch(rng, stage, kinds),
+        learning=[weight for key, weight in model.named_parameters() if learning in key],
+        seed=[seed, *name.encode(), *lessons.name.encode()],
+    )
 
 
 def _generator(name: str) -> torch.Generator:
     digest = hashlib.sha256(name.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def _finish(folder: Path, save: Any) -> None:
-    """Save into a hidden folder, and give it its name at last."""
-    hidden = folder.with_name(f".{folder.name}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    save(hidden)
-    hidden.rename(folder)

@@ -8,7 +8,6 @@ all of them.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -68,6 +67,7 @@ class ModalityLine:
 
         from omnimerge.bench.adapters import check_peft
         from omnimerge.bench.modalities import training
+        from omnimerge.bench.teaching import complete_folder
         from omnimerge.compose.write import compose
         from omnimerge.generate.quiet import quiet
 
@@ -85,7 +85,7 @@ class ModalityLine:
                 steps = training.steps(folder, chosen, seed=seed, report=on_progress)
                 for name, step in steps:
                     if not (folder / name).is_dir():
-                        with _once(folder / name) as draft:
+                        with complete_folder(folder / name) as draft:
                             step(draft)
                 if not (folder / _COMPOSED).is_dir():
                     compose(self.recipe(folder, "task_arithmetic", {"scale": 0.0}),
@@ -356,22 +356,3 @@ def _load(folder: Path) -> tuple[Any, Any]:
         raise BenchError(f"{folder} does not load cleanly: {amiss}")
     processor.tokenizer.padding_side = "left"
     return model.eval(), processor
-
-
-class _once:  # noqa: N801 - used as a function
-    """A folder that appears under its name only when the block ends well."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._draft = folder.with_name(f".{folder.name}.draft")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self._draft, ignore_errors=True)
-        self._draft.mkdir(parents=True)
-        return self._draft
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._draft.rename(self._folder)
-        else:
-            shutil.rmtree(self._draft, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,30 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from omnimerge.bench import teaching
 from omnimerge.bench.adapters import with_adapter
 from omnimerge.bench.modalities import models
-from omnimerge.bench.modalities.lessons import Lessons, Pool
+from omnimerge.bench.modalities.lessons import Batch, Lessons, Pool
 from omnimerge.bench.modalities.places import ADAPTERS, TOWERS
 from omnimerge.bench.modalities.world import MODALITIES, Modality
+from omnimerge.bench.teaching import train
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(teaching.Stage):
     """One stage of training.
 
     Attributes:
-        steps: optimiser steps.
-        rate: peak learning rate, after a warm-up and before a cosine decay.
-        batch: conversations in a step.
-        turns: questions in a conversation.
         weakest: each step uses a random share of what the adapter adds, from this to all of it, so
             that what is learned outlasts the scales of merges.
     """
 
-    steps: int
-    rate: float
     batch: int = 16
     turns: int = 6
     weakest: float = 1.0
@@ -128,7 +123,7 @@ def build_llm(folder: Path, preset: Preset, *, seed: int, report: Report) -> Non
     """
     model = models.new(models.LLM, seed=seed)
     lessons = Lessons(None, None, told=0.75, learned=False)
-    loss = _train(model, lessons, preset.read, list(model.parameters()), [seed, 1])
+    loss = _teach(model, lessons, preset.read, list(model.parameters()), [seed, 1])
     models.save(models.LLM, model, folder)
     report(f"{models.LLM}: loss {loss:.4f}")
 
@@ -153,7 +148,7 @@ def build_tower(
     inside = {id(weight) for weight in _llm_weights(model)}
     tower = [weight for weight in model.parameters() if id(weight) not in inside]
     lessons = Lessons(modality, pool, told=0.3, learned=False)
-    loss = _train(model, lessons, preset.see, tower, [seed, _number(modality), 1])
+    loss = _teach(model, lessons, preset.see, tower, [seed, _number(modality), 1])
     models.save(modality, model, folder)
     report(f"{modality}: loss {loss:.4f} before the frozen language model")
 
@@ -179,9 +174,11 @@ def build_adapter(
         matrices=r".*language_model\.layers\..*_proj",
         draw=lambda _: generator,
     )
-    learning = [weight for key, weight in model.named_parameters() if "lora_" in key]
     lessons = Lessons(modality, pool, told=0.7, learned=True)
-    loss = _train(model, lessons, preset.learn, learning, [seed, _number(modality), 2])
+    learning = [weight for key, weight in model.named_parameters() if "lora_" in key]
+    held = partial(_held, model, preset.learn, lessons.without(preset.learn.batch))
+    numbers = [seed, _number(modality), 2]
+    loss = _teach(model, lessons, preset.learn, learning, numbers, held)
     model.save_pretrained(str(folder))
     report(f"{modality}: loss {loss:.4f} with an adapter")
 
@@ -217,53 +214,37 @@ def _llm_weights(model: Any) -> list[torch.nn.Parameter]:
     return [*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()]
 
 
-def _train(
+def _teach(
     model: Any,
     lessons: Lessons,
     stage: Stage,
     learning: Sequence[torch.nn.Parameter],
     seed: Sequence[int],
+    loss: Callable[[Batch, np.random.Generator], torch.Tensor] | None = None,
 ) -> float:
-    """Run a stage in place; return the mean loss of the last fifty steps."""
-    for weight in model.parameters():
-        weight.requires_grad_(False)
-    for weight in learning:
-        weight.requires_grad_(True)
-    optimiser = torch.optim.AdamW(
-        learning, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    """Run a stage, on batches of its size."""
+    return train(
+        model,
+        stage,
+        lambda rng: lessons.batch(rng, stage.batch, stage.turns),
+        learning=learning,
+        seed=seed,
+        loss=loss,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: _warmth(n, stage.steps))
-    rng = np.random.default_rng(list(seed))
-    model.train()
-    losses: list[float] = []
-    for _ in range(stage.steps):
-        batch = lessons.batch(rng, stage.batch, stage.turns)
-        held = batch.pop("held", None)
-        if held is None:
-            loss = model(**batch, use_cache=False).loss
-        else:
-            strength = float(rng.uniform(stage.weakest, 1.0))
-            loss = _held(model, batch, held, lessons.without(stage.batch), strength)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.item())
-    model.eval()
-    return sum(losses[-50:]) / len(losses[-50:])
 
 
 _TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 def _held(
-    model: Any, batch: dict[str, Any], held: torch.Tensor, without: int, strength: float
+    model: Any, stage: Stage, without: int, batch: Batch, rng: np.random.Generator
 ) -> torch.Tensor:
     """Loss of answers, and distance from the base where answers are to stay.
 
     The first `without` conversations show nothing.
     """
+    held = batch.pop("held")
+    strength = float(rng.uniform(stage.weakest, 1.0))
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
     _scale(layers, strength)
     found = model(**batch, use_cache=False)
@@ -293,11 +274,3 @@ def _scale(layers: Sequence[Any], strength: float) -> None:
     for layer in layers:
         for name in layer.scaling:
             layer.scaling[name] = strength
-
-
-def _warmth(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate: 5 % warm-up, then a cosine to zero."""
-    warm = max(1, steps // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
+
+from omnimerge.cli._lazy import LazyGroup
 
 _COMMANDS = {
     "build": "Train a line: base, experts and the mixture-trained reference.",
@@ -17,21 +17,6 @@ _COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"omnimerge.cli.bench.{cmd_name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
-
-
-@click.group("bench", cls=_LazyGroup)
+@click.group("bench", cls=LazyGroup, home="omnimerge.cli.bench", known=_COMMANDS)
 def command() -> None:
     """The miniature benchmark: five capabilities, and modalities towards one omni model."""

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
+from omnimerge.bench.grid import SCALES
+
 
 @click.command("run", epilog="Example: omnimerge bench run internvl --methods all")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--methods", default="all", show_default=True, help="Names with commas, or all.")
 @click.option(
     "--scales",
-    default="0.1,0.3,0.5,0.7,1.0,1.5",
+    default=",".join(map(str, SCALES)),
     show_default=True,
     help="What is tried for a method's scale; chosen on the validation split.",
 )

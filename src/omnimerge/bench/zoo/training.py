@@ -7,39 +7,24 @@ more kinds of question, other ones in each (stage 2).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from omnimerge.bench import miniatures
-from omnimerge.bench.lessons import Lessons
+from omnimerge.bench import teaching
 from omnimerge.bench.processes import trainers
-from omnimerge.bench.stages import LEARN, READ, REVISE, SEE, Stage
+from omnimerge.bench.teaching import complete_folder
+from omnimerge.bench.zoo import miniatures
+from omnimerge.bench.zoo.lessons import Lessons
+from omnimerge.bench.zoo.stages import LEARN, READ, REVISE, SEE, Stage
 from omnimerge.errors import CheckpointError
 
 
-class Examples(Protocol):
-    """What `train` draws batches from."""
-
-    name: str
-
-    def batch(self, rng: np.random.Generator, stage: Stage) -> dict[str, torch.Tensor]:
-        """Draw one batch: the model's inputs, with labels."""
-
-
-def train(
-    model: Any,
-    lessons: Examples,
-    stage: Stage,
-    *,
-    seed: int,
-    on_progress: Callable[[str], None] | None = None,
-    learns: Callable[[str], bool] | None = None,
-) -> float:
+def train(model: Any, lessons: Lessons, stage: Stage, *, seed: int) -> float:
     """Run one stage of training, in place.
 
     Args:
@@ -47,63 +32,42 @@ def train(
         lessons: Its examples.
         stage: What to learn.
         seed: Same seed, same order of examples.
-        on_progress: Told the loss now and then.
-        learns: Tells by its name whether a parameter changes; default: as the stage says of the
-            tower and the language model.
 
     Returns:
         The mean loss of the last fifty steps.
     """
-    for key, weight in model.named_parameters():
-        chosen = learns(key) if learns else stage.llm if is_llm(key) else stage.tower
-        weight.requires_grad_(chosen)
-    learning = [weight for weight in model.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(
-        learning, lr=stage.rate, betas=(0.9, 0.98), weight_decay=stage.decay, fused=True
+    named = dict(model.named_parameters())
+    llm = [weight for key, weight in named.items() if is_llm(key)]
+    return teaching.train(
+        model,
+        stage,
+        lambda rng: lessons.batch(rng, stage),
+        learning=[w for key, w in named.items() if (stage.llm if is_llm(key) else stage.tower)],
+        seed=[seed, *stage.name.encode(), *lessons.name.encode()],
+        during=_weakened(llm, stage.weakest) if stage.llm and stage.weakest < 1 else None,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warmth(step, stage.steps))
-    rng = np.random.default_rng([seed, *stage.name.encode(), *lessons.name.encode()])
-    scaled = [weight for key, weight in model.named_parameters() if stage.llm and is_llm(key)]
-    start = [weight.detach().clone() for weight in scaled]
-    model.train()
-    losses: list[float] = []
-    for step in range(stage.steps):
-        whole = _weaken(scaled, start, stage, rng)
-        loss = model(**lessons.batch(rng, stage), use_cache=False).loss
-        optimiser.zero_grad()
-        loss.backward()
-        _restore(scaled, whole)
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.item())
-        if on_progress is not None and (step + 1) % 250 == 0:
-            recent = sum(losses[-50:]) / 50
-            on_progress(f"{lessons.name} {stage.name} {step + 1}/{stage.steps} loss {recent:.4f}")
-    model.eval()
-    return sum(losses[-50:]) / len(losses[-50:])
 
 
-def _weaken(
-    weights: Sequence[torch.Tensor],
-    start: Sequence[torch.Tensor],
-    stage: Stage,
-    rng: np.random.Generator,
-) -> list[torch.Tensor]:
-    """Put weights part of the way back to where they started; return them as they were."""
-    if stage.weakest >= 1:
-        return []
-    whole = [weight.detach().clone() for weight in weights]
-    share = float(rng.uniform(stage.weakest, 1.0))
-    for weight, first in zip(weights, start, strict=True):
-        weight.data.lerp_(first, 1.0 - share)
-    return whole
+def _weakened(
+    weights: Sequence[torch.Tensor], weakest: float
+) -> Callable[[np.random.Generator], AbstractContextManager[None]]:
+    """Return what takes weights part of the way back to where they are now, for one step.
 
+    The gradient stays, which Adam does not mind being scaled.
+    """
+    start = [weight.detach().clone() for weight in weights]
 
-def _restore(weights: Sequence[torch.Tensor], whole: Sequence[torch.Tensor]) -> None:
-    """Undo `_weaken`; the gradient stays, which Adam does not mind being scaled."""
-    for weight, value in zip(weights, whole, strict=False):
-        weight.data.copy_(value)
+    @contextmanager
+    def weakened(rng: np.random.Generator) -> Iterator[None]:
+        whole = [weight.detach().clone() for weight in weights]
+        share = float(rng.uniform(weakest, 1.0))
+        for weight, first in zip(weights, start, strict=True):
+            weight.data.lerp_(first, 1.0 - share)
+        yield
+        for weight, value in zip(weights, whole, strict=True):
+            weight.data.copy_(value)
+
+    return weakened
 
 
 def is_llm(key: str) -> bool:
@@ -118,14 +82,6 @@ def is_llm(key: str) -> bool:
     return not key.startswith(
         ("model.visual.", "model.vision_tower.", "model.multi_modal_projector.", "model.image_newl")
     )
-
-
-def _warmth(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate: 5 % warm-up, then a cosine to zero."""
-    warm = max(1, steps // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
 def build(
@@ -169,10 +125,11 @@ def build_llm(folder: Path, *, seed: int) -> str:
     """
     model = miniatures.model(miniatures.LLM, seed=seed)
     lessons = Lessons(miniatures.LLM, seed=seed)
-    for stage in (READ, REVISE):
-        loss = train(model, lessons, stage, seed=seed)
-        miniatures.save(miniatures.LLM, model, folder)
-        model = miniatures.load(miniatures.LLM, folder)
+    with complete_folder(folder) as draft:
+        for stage in (READ, REVISE):
+            loss = train(model, lessons, stage, seed=seed)
+            miniatures.save(miniatures.LLM, model, draft)
+            model = miniatures.load(miniatures.LLM, draft)
     return f"{miniatures.LLM}: loss {loss:.4f}"
 
 
@@ -193,7 +150,8 @@ def build_mllm(name: str, folder: Path, *, llm: Path, seed: int) -> str:
     lessons = Lessons(name, seed=seed)
     saw = train(model, lessons, SEE, seed=seed)
     learned = train(model, lessons, LEARN[name], seed=seed)
-    miniatures.save(name, model, folder)
+    with complete_folder(folder) as draft:
+        miniatures.save(name, model, draft)
     return f"{name}: loss {saw:.4f} after stage 1, {learned:.4f} after stage 2"
 
 

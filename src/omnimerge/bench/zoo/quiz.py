@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from omnimerge.bench import miniatures, scenes
+from omnimerge.bench.zoo import miniatures, scenes
 
 MAX_NEW_TOKENS = 4
 """Enough for any answer: two words and the end of the turn."""

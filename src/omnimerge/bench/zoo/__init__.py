@@ -52,7 +52,7 @@ def describe(name: str) -> str:
 def build(
     folder: Path, *, seed: int = 0, on_progress: Callable[[str], None] | None = None
 ) -> list[Path]:
-    """Train the miniatures again; see `omnimerge.bench.training.build`.
+    """Train the miniatures again; see `omnimerge.bench.zoo.training.build`.
 
     Args:
         folder: Where the checkpoints go, one folder each.
@@ -62,7 +62,7 @@ def build(
     Returns:
         The folders written.
     """
-    from omnimerge.bench import training  # torch and transformers, only where they are needed
+    from omnimerge.bench.zoo import training  # torch and transformers, only where they are needed
 
     return training.build(folder, seed=seed, on_progress=on_progress)
 

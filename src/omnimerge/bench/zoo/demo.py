@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from omnimerge.bench import scenes, zoo
+from omnimerge.bench import zoo
+from omnimerge.bench.zoo import scenes
 from omnimerge.errors import OutputError
 
 TARGET, DONOR = "mini-qwen2-vl", "mini-llava-onevision"

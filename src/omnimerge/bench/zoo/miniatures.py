@@ -31,7 +31,8 @@ from transformers import (
     Qwen2VLProcessor,
 )
 
-from omnimerge.bench import scenes, vocabulary
+from omnimerge.bench import vocabulary
+from omnimerge.bench.zoo import scenes, words
 from omnimerge.errors import CheckpointError
 
 LLM = "mini-llm"
@@ -71,8 +72,21 @@ _PUBLISHED: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 
+
+def token_id(token: str) -> int:
+    """Return the id of a token.
+
+    Args:
+        token: One of `words.SPECIAL_TOKENS`, say.
+
+    Returns:
+        Its row in the embedding.
+    """
+    return vocabulary.tokens(words.WORDS, words.SPECIAL_TOKENS)[token]
+
+
 _TEXT: dict[str, Any] = {
-    "vocab_size": vocabulary.SIZE,
+    "vocab_size": words.SIZE,
     "hidden_size": HIDDEN_SIZE,
     "intermediate_size": 256,
     "num_hidden_layers": 4,
@@ -81,9 +95,9 @@ _TEXT: dict[str, Any] = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": False,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "bos_token_id": vocabulary.token_id("<|endoftext|>"),
-    "eos_token_id": vocabulary.token_id("<|im_end|>"),
-    "pad_token_id": vocabulary.token_id("<|endoftext|>"),
+    "bos_token_id": token_id("<|endoftext|>"),
+    "eos_token_id": token_id("<|im_end|>"),
+    "pad_token_id": token_id("<|endoftext|>"),
 }
 
 
@@ -96,7 +110,7 @@ def tokenizer(name: str) -> Any:
     Returns:
         The tokenizer.
     """
-    return vocabulary.tokenizer(CHAT_TEMPLATES[name])
+    return vocabulary.tokenizer(CHAT_TEMPLATES[name], words.WORDS, words.SPECIAL_TOKENS)
 
 
 def config(name: str) -> Any:
@@ -108,7 +122,6 @@ def config(name: str) -> Any:
     Returns:
         A configuration of the model's own class.
     """
-    token = vocabulary.token_id
     if name == LLM:
         return Qwen2Config(**_TEXT, use_sliding_window=False)
     if name == TARGET:
@@ -125,10 +138,10 @@ def config(name: str) -> Any:
                 "spatial_merge_size": 2,
                 "temporal_patch_size": 2,
             },
-            image_token_id=token("<|image_pad|>"),
-            video_token_id=token("<|video_pad|>"),
-            vision_start_token_id=token("<|vision_start|>"),
-            vision_end_token_id=token("<|vision_end|>"),
+            image_token_id=token_id("<|image_pad|>"),
+            video_token_id=token_id("<|video_pad|>"),
+            vision_start_token_id=token_id("<|vision_start|>"),
+            vision_end_token_id=token_id("<|vision_end|>"),
             tie_word_embeddings=False,
         )
     return LlavaOnevisionConfig(
@@ -143,8 +156,8 @@ def config(name: str) -> Any:
             "patch_size": PATCH_SIZE,
             "vision_use_head": False,
         },
-        image_token_index=token("<image>"),
-        video_token_index=token("<video>"),
+        image_token_index=token_id("<image>"),
+        video_token_index=token_id("<video>"),
         image_grid_pinpoints=[[scenes.IMAGE_SIZE, scenes.IMAGE_SIZE]],
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",

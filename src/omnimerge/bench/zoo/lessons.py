@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from omnimerge.bench import miniatures, scenes
-from omnimerge.bench.stages import Stage
+from omnimerge.bench.zoo import miniatures, scenes
+from omnimerge.bench.zoo.stages import Stage
 
 IGNORED = -100  # what transformers' loss leaves out
 
