@@ -9,7 +9,8 @@ from pathlib import Path
 from omnimerge.bench.experiments.descent import WUDI, Loop
 from omnimerge.bench.experiments.noise import margin, noise
 from omnimerge.bench.experiments.result import Experiment, averages_of
-from omnimerge.bench.experiments.variants import SCALES, score_variants
+from omnimerge.bench.experiments.variants import score_variants
+from omnimerge.bench.grid import SCALES
 from omnimerge.bench.line import Line, Report
 
 NAME = "ablation"

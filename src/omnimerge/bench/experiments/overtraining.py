@@ -15,7 +15,7 @@ from typing import Any
 
 from omnimerge.bench.experiments.noise import margin, noise
 from omnimerge.bench.experiments.result import Curve, Entry, Experiment
-from omnimerge.bench.experiments.variants import SCALES
+from omnimerge.bench.grid import SCALES
 from omnimerge.bench.line import BASE, Line, Report, Subject
 
 NAME = "overtraining"

@@ -11,7 +11,8 @@ from omnimerge.bench.analysis import plan_of
 from omnimerge.bench.experiments.descent import Loop
 from omnimerge.bench.experiments.noise import margin, noise
 from omnimerge.bench.experiments.result import Curve, Experiment, averages_of
-from omnimerge.bench.experiments.variants import SCALES, score_variants
+from omnimerge.bench.experiments.variants import score_variants
+from omnimerge.bench.grid import SCALES
 from omnimerge.bench.line import Line, Report
 from omnimerge.checkpoint import AdaptedCheckpoint
 

@@ -17,13 +17,12 @@ import torch
 from omnimerge.bench.analysis import plan_of, task_vectors_of
 from omnimerge.bench.experiments.descent import Loop
 from omnimerge.bench.experiments.result import Entry
+from omnimerge.bench.grid import SCALES
 from omnimerge.bench.line import Report, Subject
 from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.dtypes import torch_dtype
 from omnimerge.engine import MergePlan, TensorJob
 from omnimerge.methods import LowRank
-
-SCALES = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5)  # the paper's grid, §5.1
 
 
 def write_variant(recipe: Mapping[str, Any], loop: Loop, out: Path) -> None:
