@@ -143,6 +143,8 @@ def commands_page() -> str:
 
 def bench_page() -> str:
     """The tables and findings of the miniature benchmark, from the committed results."""
+    if not RESULTS.is_dir():
+        return _NO_RESULTS
     parts = [_BENCH]
     for name in lines.names():
         folder = RESULTS / name
@@ -169,6 +171,11 @@ def bench_page() -> str:
         parts += [_finding(found[each]) for each in experiments.names() if each in found]
     return "\n\n".join(parts)
 
+
+_NO_RESULTS = """# Results of the miniature benchmark
+
+There are none yet: what was run before had seen a few pictures of its tests in training and was thrown away.
+`python benchmarks/bench.py FOLDER --save` makes them. How it is done: [The miniature benchmark](bench.md)."""
 
 _BENCH = """# Results of the miniature benchmark
 
