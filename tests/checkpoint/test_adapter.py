@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from omnimerge.arch import memory_names
 from omnimerge.checkpoint import AdaptedCheckpoint, Adapter, Checkpoint
-from omnimerge.engine.plan import adapted
+from omnimerge.engine.planning import adapted
 from omnimerge.errors import CheckpointError
 
 EVERYTHING = [*tiny_adapters.ALL_LINEAR, "qkv", "attn.proj", "fc1", "mlp.2"]

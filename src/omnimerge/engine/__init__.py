@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from omnimerge.engine.loading import load_recipe
-from omnimerge.engine.plan import MergePlan, TensorJob, build_plan, with_parameters
+from omnimerge.engine.plan import MergePlan, TensorJob
+from omnimerge.engine.planning import build_plan, with_parameters
 from omnimerge.engine.recipe import Recipe
 
 if TYPE_CHECKING:

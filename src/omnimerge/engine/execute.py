@@ -25,7 +25,8 @@ from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.local import MEMORY, LocalExecutor
 from omnimerge.engine.manifest import file_hash, manifest_key, write_manifest
 from omnimerge.engine.parents import Parents
-from omnimerge.engine.plan import MergePlan, TensorJob, with_parameters
+from omnimerge.engine.plan import MergePlan, TensorJob
+from omnimerge.engine.planning import with_parameters
 from omnimerge.engine.slices import SliceWorker, slices_of
 from omnimerge.engine.threads import one_thread
 from omnimerge.errors import OutputError, RecipeError, suggestion

@@ -23,7 +23,8 @@ from omnimerge.engine.inputs import header_problems
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.loading import load_recipe
 from omnimerge.engine.manifest import file_hash
-from omnimerge.engine.plan import MergePlan, build_plan
+from omnimerge.engine.plan import MergePlan
+from omnimerge.engine.planning import build_plan
 from omnimerge.engine.slices import SliceWorker, slices_of
 from omnimerge.engine.threads import one_thread
 from omnimerge.errors import OmnimergeError, OutputError

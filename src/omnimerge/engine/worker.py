@@ -27,7 +27,8 @@ from omnimerge.engine.inputs import InputFiles, checkpoints_of
 from omnimerge.engine.knowledge import measure_all
 from omnimerge.engine.loading import load_recipe
 from omnimerge.engine.manifest import versions
-from omnimerge.engine.plan import MergePlan, TensorJob, build_plan
+from omnimerge.engine.plan import MergePlan, TensorJob
+from omnimerge.engine.planning import build_plan
 from omnimerge.engine.slices import SliceWorker
 from omnimerge.errors import ExecutorError, OmnimergeError, OutputError
 from omnimerge.methods import Statistics

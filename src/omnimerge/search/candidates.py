@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omnimerge.checkpoint.writer import MANIFEST_NAME
 from omnimerge.engine.manifest import manifest
-from omnimerge.engine.plan import with_parameters
+from omnimerge.engine.planning import with_parameters
 from omnimerge.errors import OutputError
 from omnimerge.search.planning import PLACES, merge_settings, plan_of, space_of
 from omnimerge.search.store import write_atomically
