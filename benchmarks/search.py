@@ -33,6 +33,7 @@ import torch
 from safetensors.torch import save_file
 
 from omnimerge.bench import zoo
+from omnimerge.bench.saving import published_name
 from omnimerge.bench.zoo import demo, miniatures, scenes
 from omnimerge.engine import build_plan, load_recipe, merged_tensors, run_plan, with_parameters
 from omnimerge.engine.manifest import versions
@@ -186,7 +187,7 @@ def random_pair(folder: Path, noise: float, tower: dict[str, int]) -> tuple[Path
                 random = torch.Generator().manual_seed(len(tensors))
                 step = torch.randn(value.shape, generator=random) * value.std(correction=0)
                 value = value + noise * step
-            published = miniatures.published_name(miniatures.TARGET, key)
+            published = published_name(key, miniatures.PUBLISHED[miniatures.TARGET])
             tensors[published] = value.to(torch.bfloat16).contiguous()
         save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
         config.dtype = torch.bfloat16

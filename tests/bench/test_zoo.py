@@ -11,6 +11,7 @@ from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from omnimerge.bench import zoo
+from omnimerge.bench.teaching import IGNORED
 from omnimerge.bench.zoo import lessons, miniatures, quiz, scenes, stages, training, words
 from omnimerge.errors import CheckpointError
 
@@ -153,7 +154,7 @@ def test_labels_are_the_answers_alone():
     batch = taught.batch(np.random.default_rng(1), TINY)
 
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        marked = labels != lessons.IGNORED
+        marked = labels != IGNORED
         assert torch.equal(ids[marked], labels[marked])
         answers = miniatures.tokenizer(miniatures.LLM).decode(labels[marked]).split("<|im_end|>")
         assert {answer.split()[0] for answer in answers[:-1]} <= set(scenes.ROWS)

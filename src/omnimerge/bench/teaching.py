@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """A model's inputs, with labels."""
 
+Turns = Sequence[tuple[list[int], list[int]]]
+"""A conversation: token ids of each prompt and of its answer."""
+
+IGNORED = -100
+"""The label that transformers' loss leaves out."""
+
 _BETAS = (0.9, 0.98)
 _DECAY = 0.01
 _LONGEST = 1.0  # of the gradient
@@ -133,3 +139,31 @@ def complete_folder(folder: Path) -> Iterator[Path]:
             draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def padded(rows: Sequence[Turns], pad: int) -> Batch:
+    """Put conversations below each other, padded on the right, with labels on the answers alone.
+
+    Args:
+        rows: of each conversation the token ids of every prompt and of its answer.
+        pad: the token that fills up.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` and ``labels``, each (conversations, longest).
+    """
+    import torch
+
+    width = max(sum(len(ids) for turn in row for ids in turn) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    labels = torch.full_like(ids, IGNORED)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        start = 0
+        for prompt, answer in row:
+            middle = start + len(prompt)
+            end = middle + len(answer)
+            ids[number, start:end] = torch.tensor(prompt + answer)
+            labels[number, middle:end] = torch.tensor(answer)
+            start = end
+        mask[number, :start] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +10,7 @@ import torch
 from omnimerge.bench.capabilities import models
 from omnimerge.bench.capabilities.presets import Stage
 from omnimerge.bench.capabilities.tasks import TASKS, Question, draw_scenes
-
-IGNORED = -100  # what transformers' loss leaves out
+from omnimerge.bench.teaching import padded
 
 _Turns = list[tuple[list[int], list[int]]]
 
@@ -54,8 +52,8 @@ class Lessons:
             The model's inputs, padded on the right, with labels on the answers alone.
         """
         drawn = [self._conversation(rng, stage.turns, kinds) for _ in range(stage.batch)]
-        padded = self._pad([turns for _, turns in drawn])
-        return padded | self._images([scene for scene, _ in drawn])
+        made = self._pad([turns for _, turns in drawn])
+        return made | self._images([scene for scene, _ in drawn])
 
     def _conversation(
         self, rng: np.random.Generator, count: int, kinds: Mapping[str, float]
@@ -120,24 +118,11 @@ class Lessons:
         return chosen
 
     def _pad(self, rows: Sequence[_Turns]) -> dict[str, torch.Tensor]:
-        width = max(sum(len(ids) for turn in row for ids in turn) for row in rows)
-        ids = torch.full((len(rows), width), self._tokenizer.pad_token_id)
-        labels = torch.full_like(ids, IGNORED)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(rows):
-            start = 0
-            for prompt, answer in row:
-                middle = start + len(prompt)
-                end = middle + len(answer)
-                ids[number, start:end] = torch.tensor(prompt + answer)
-                labels[number, middle:end] = torch.tensor(answer)
-                start = end
-            mask[number, :start] = 1
-        padded: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        made = padded(rows, self._tokenizer.pad_token_id)
         if self.name == models.QWEN2VL:
             image = models.token_id("<|image_pad|>")
-            padded["mm_token_type_ids"] = (ids == image).int()
-        return padded
+            made["mm_token_type_ids"] = (made["input_ids"] == image).int()
+        return made
 
 
 def _shares_of_tasks(kinds: Mapping[str, float]) -> dict[str, float]:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
@@ -33,6 +31,7 @@ from omnimerge.bench import vocabulary
 from omnimerge.bench.capabilities import words
 from omnimerge.bench.capabilities.tasks import IMAGE_SIZE
 from omnimerge.bench.line import BenchError
+from omnimerge.bench.saving import save_weights
 from omnimerge.generate.processor import without_video
 
 INTERNVL = "mini-internvl"
@@ -295,28 +294,7 @@ def save(name: str, trained: Model, folder: Path) -> None:
     trained.generation_config.save_pretrained(folder)
     tokenizer(name).save_pretrained(folder)
     _save_processor(name, folder)
-    tensors = {
-        published_name(name, key): value.detach().contiguous()
-        for key, value in trained.state_dict().items()
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def published_name(name: str, key: str) -> str:
-    """Translate a tensor's name in memory to its name in the published layout.
-
-    Args:
-        name: one of `NAMES`.
-        key: the name in ``state_dict()``.
-
-    Returns:
-        The name on disk.
-    """
-    for pattern, replacement in _PUBLISHED[name]:
-        key, changed = re.subn(pattern, replacement, key)
-        if changed:
-            break
-    return key
+    save_weights(trained, folder, _PUBLISHED[name], torch.float32)
 
 
 def _save_processor(name: str, folder: Path) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from omnimerge.bench.teaching import padded
 from omnimerge.bench.zoo import miniatures, scenes
 from omnimerge.bench.zoo.stages import Stage
-
-IGNORED = -100  # what transformers' loss leaves out
 
 POOL = 8000
 """Number of training scenes."""
@@ -121,23 +120,10 @@ class Lessons:
         return chosen
 
     def _pad(self, rows: Sequence[list[tuple[list[int], list[int]]]]) -> dict[str, torch.Tensor]:
-        width = max(sum(len(ids) for turn in row for ids in turn) for row in rows)
-        ids = torch.full((len(rows), width), self._tokenizer.pad_token_id)
-        labels = torch.full_like(ids, IGNORED)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(rows):
-            start = 0
-            for prompt, answer in row:
-                middle = start + len(prompt)
-                end = middle + len(answer)
-                ids[number, start:end] = torch.tensor(prompt + answer)
-                labels[number, middle:end] = torch.tensor(answer)
-                start = end
-            mask[number, :start] = 1
-        padded = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        made = padded(rows, self._tokenizer.pad_token_id)
         if self.name == miniatures.TARGET:
-            padded["mm_token_type_ids"] = (ids == self._processor.image_token_id).int()
-        return padded
+            made["mm_token_type_ids"] = (made["input_ids"] == self._processor.image_token_id).int()
+        return made
 
 
 def encode_text(tokenizer: Any, told: str, text: str) -> list[int]:

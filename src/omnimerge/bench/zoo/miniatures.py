@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -32,6 +30,7 @@ from transformers import (
 )
 
 from omnimerge.bench import vocabulary
+from omnimerge.bench.saving import save_weights
 from omnimerge.bench.zoo import scenes, words
 from omnimerge.errors import CheckpointError
 
@@ -61,7 +60,7 @@ CHAT_TEMPLATES = {
 """Jinja source of each model's chat template."""
 
 # In memory (transformers 5) to on disk (published).
-_PUBLISHED: dict[str, tuple[tuple[str, str], ...]] = {
+PUBLISHED: dict[str, tuple[tuple[str, str], ...]] = {
     LLM: (),
     TARGET: ((r"^model\.language_model\.", "model."), (r"^model\.visual\.", "visual.")),
     DONOR: (
@@ -306,28 +305,7 @@ def save(name: str, trained: Any, folder: Path) -> None:
     tokenizer(name).save_pretrained(folder)
     if name != LLM:
         _save_processor(name, folder)
-    tensors = {
-        published_name(name, key): value.detach().to(torch.bfloat16).contiguous()
-        for key, value in trained.state_dict().items()
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def published_name(name: str, key: str) -> str:
-    """Translate a tensor's name in memory to its name in the published layout.
-
-    Args:
-        name: One of `NAMES`.
-        key: The name in ``state_dict()``.
-
-    Returns:
-        The name on disk.
-    """
-    for pattern, replacement in _PUBLISHED[name]:
-        key, changed = re.subn(pattern, replacement, key)
-        if changed:
-            break
-    return key
+    save_weights(trained, folder, PUBLISHED[name], torch.bfloat16)
 
 
 def _save_processor(name: str, folder: Path) -> None:
