@@ -26,6 +26,7 @@ from omnimerge.engine.recipe import Recipe
 from omnimerge.methods import all_methods
 
 DOCS = Path(__file__).parents[1] / "docs"
+README = Path(__file__).parents[1] / "README.md"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "bench"
 _NOTE = "<!-- Written by tools/docs.py from the code; run `make docs` to change it. -->\n\n"
 
@@ -33,7 +34,7 @@ _RECIPE_KEYS = {
     "method": "a name that `omnimerge methods` lists",
     "target": "checkpoint whose architecture, tokenizer and other files the output has; default: base, else the first model",
     "base": "common ancestor, for methods on task vectors",
-    "models": "checkpoints to merge: paths or Hub ids (`owner/name@revision`); an entry may be a mapping with `model`, `adapter` (a PEFT LoRA adapter on top of the model; its default is the base) and `weight`",
+    "models": "checkpoints to merge: paths, Hub ids (`owner/name@revision`) or [URLs](hub.md#checkpoints-at-a-url); an entry may be a mapping with `model`, `adapter` (a PEFT LoRA adapter on top of the model; its default is the base) and `weight`",
     "parameters": "the method's keywords; `weight` entries of the models are short for `weights`",
     "select": "`all` floating-point tensors, the `language_model`, or the `linear` 2-D matrices of its layers; default: the method's",
     "lines": "LiNeS: `alpha` and `beta`; the merged task vector of any method with a base is scaled by `alpha + beta * depth`, depth going from 0 (first layer, and all outside of the layers) to 1",
@@ -238,6 +239,47 @@ def _criterion(table: tables.Table) -> str:
     )
 
 
+def bench_summary() -> str:
+    """The averages of all lines in one small table, for the README."""
+    if not RESULTS.is_dir():
+        return "No results are committed."
+    found = [
+        tables.make_tables(tables.read_results(RESULTS / name))[0]
+        for name in lines.names()
+        if (RESULTS / name).is_dir()
+    ]
+    rows = [{(row.kind, row.name): row for row in table.lines if row.cells} for table in found]
+    best = [next(name for kind, name in each if kind == "method") for each in rows]
+    told: dict[str, list[tables.TableRow | None]] = {
+        "base": [each.get(("base", "base")) for each in rows],
+        "best expert": [_best_expert(table) for table in found],
+    }
+    shown = dict.fromkeys((*_SUMMARISED, *best))
+    in_order = sorted(shown, key=lambda name: -sum(_mean(each.get(("method", name))) for each in rows))
+    told |= {f"`{name}`": [each.get(("method", name)) for each in rows] for name in in_order}
+    told["reference"] = [next((r for (k, _), r in each.items() if k == "reference"), None) for each in rows]
+    head = ["", *(f"`{table.line}`" for table in found)]
+    body = [[name, *(_average(row) if row else "" for row in each)] for name, each in told.items()]
+    for place, name in enumerate(best, start=1):
+        for line in body:
+            if line[0] == f"`{name}`":
+                line[place] = f"**{line[place]}**"
+    lines_ = [head, ["---", *["--:"] * len(found)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines_)
+
+
+_SUMMARISED = ("linear", "task_arithmetic", "ties", "dare_ties", "tsv", "iso_c", "wudi", "optmerge")
+"""Those that the paper compares, or that most people know."""
+
+
+def _best_expert(table: tables.Table) -> tables.TableRow:
+    return max((r for r in table.lines if r.kind == "expert"), key=_mean)
+
+
+def _mean(row: tables.TableRow | None) -> float:
+    return row.cells[tables.AVERAGE].mean if row else 0.0
+
+
 def _average(row: tables.TableRow) -> str:
     return row.cells[tables.AVERAGE].text()
 
@@ -265,6 +307,18 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _with_block(page: str, block: str) -> str:
+    """Put a block between the two marks of a page that is otherwise written by hand."""
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not end:
+        raise SystemExit(f"README.md: the marks {_BEGIN} and {_END} are not there")
+    return f"{before}{begin}\n{block}\n{end}{after}"
+
+
+_BEGIN, _END = "<!-- bench: written by tools/docs.py -->", "<!-- /bench -->"
+
+
 def main() -> None:
     """Write the pages, or check them."""
     pages = {
@@ -274,13 +328,14 @@ def main() -> None:
         "commands.md": commands_page(),
         "bench-results.md": bench_page(),
     }
+    wanted_by_file = {DOCS / name: _NOTE + text.rstrip() + "\n" for name, text in pages.items()}
+    wanted_by_file[README] = _with_block(README.read_text(encoding="utf-8"), bench_summary())
     stale = []
-    for name, text in pages.items():
-        file, wanted = DOCS / name, _NOTE + text.rstrip() + "\n"
+    for file, wanted in wanted_by_file.items():
         if "--check" not in sys.argv:
             file.write_text(wanted, encoding="utf-8")
         elif not file.is_file() or file.read_text(encoding="utf-8") != wanted:
-            stale.append(name)
+            stale.append(file.name)
     if stale:
         raise SystemExit(f"docs are not what the code says: {', '.join(stale)}; run `make docs`")
 

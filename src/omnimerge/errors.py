@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from textwrap import shorten
 
 
 class OmnimergeError(Exception):
@@ -135,6 +136,19 @@ def printable(text: str) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message, cut to about 200 characters.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        Text for the inside of a longer message.
+    """
+    lines = str(error).strip().splitlines()
+    return shorten(lines[0] if lines else type(error).__name__, 200, placeholder=" ...")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -285,3 +285,14 @@ def test_a_model_that_provides_text_is_merged_and_gives_no_part(part, tmp_path):
     both = tensors(part("llava"))[f"language_model.model.{name}"] + tensors(other)[f"model.{name}"]
     found = written[f"model.language_model.{name}"]
     torch.testing.assert_close(found, (both / 2).bfloat16(), atol=0, rtol=0)
+
+
+def test_models_at_urls(part, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNIMERGE_CACHE", str(tmp_path / "cache"))
+    models = [part("llava"), part("qwen2_audio")]
+    omnimerge.compose({"method": "linear", "models": models}, tmp_path / "near")
+    recipe = {"method": "linear", "models": [model.as_uri() for model in models]}
+    omnimerge.compose(recipe, tmp_path / "far")
+    near, far = tensors(tmp_path / "near"), tensors(tmp_path / "far")
+    assert near.keys() == far.keys()
+    assert all(torch.equal(near[name], far[name]) for name in near)

@@ -26,7 +26,7 @@ from omnimerge.checkpoint.staging import leftovers
 from omnimerge.cli import main
 from omnimerge.engine import knowledge, slices, worker
 from omnimerge.engine import ray as ray_module
-from omnimerge.errors import CheckpointError, ExecutorError, NonFiniteError, OutputError
+from omnimerge.errors import ExecutorError, NonFiniteError, OutputError
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the loopback address only
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -36,8 +36,10 @@ LOOPBACK = {"node_ip_address": "127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(tmp_path_factory):
     from ray.cluster_utils import Cluster
+
+    os.environ["OMNIMERGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # of its processes
 
     quick = {
         "health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
@@ -328,9 +330,16 @@ def test_an_address_where_nobody_listens():
     ray_module._knock("auto")
 
 
-def test_urls_are_refused(recipe, tmp_path):
-    with pytest.raises(CheckpointError, match=r"s3://bucket/model is a URL; mount that storage"):
-        merge({**recipe, "base": "s3://bucket/model"}, tmp_path / "out")
+def test_checkpoints_at_urls(cluster, recipe, tmp_path, monkeypatch):
+    merge(recipe, tmp_path / "local")
+    urls = {key: Path(recipe[key]).as_uri() for key in ("base",)}
+    urls["models"] = [Path(each).as_uri() for each in recipe["models"]]
+    monkeypatch.setenv("OMNIMERGE_CACHE", str(tmp_path / "the driver's own"))
+    merge(recipe | urls, tmp_path / "ray", executor="ray")
+    differ = {"merge_manifest.json", "README.md"}  # which name the inputs
+    near, far = files(tmp_path / "local"), files(tmp_path / "ray")
+    assert near.keys() == far.keys()
+    assert {str(name) for name in near if near[name] != far[name]} <= differ
 
 
 def test_a_cluster_without_a_cpu_is_not_waited_for(monkeypatch):

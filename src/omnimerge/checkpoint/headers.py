@@ -15,7 +15,7 @@ from omnimerge.checkpoint.dtypes import is_known, item_size
 from omnimerge.errors import CheckpointError
 
 # The format's own limit (safetensors, `MAX_HEADER_SIZE`).
-_MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 # Several times the largest tokenizer.json or index that is published.
 _MAX_JSON_BYTES = 500_000_000
 # Torch's limits.
@@ -48,11 +48,12 @@ class TensorMeta:
         return math.prod(self.shape)
 
 
-def read_safetensors_header(file: Path) -> list[TensorMeta]:
+def read_safetensors_header(file: Path, size: int | None = None) -> list[TensorMeta]:
     """List the tensors of a safetensors file, in file order.
 
     Args:
         file: path of the file.
+        size: bytes of the whole file, where `file` holds its header alone.
 
     Returns:
         One entry per tensor, sorted by offset.
@@ -61,10 +62,10 @@ def read_safetensors_header(file: Path) -> list[TensorMeta]:
         CheckpointError: if the file is missing, truncated, or its header is not valid.
     """
     try:
-        size = file.stat().st_size
+        size = file.stat().st_size if size is None else size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise CheckpointError(
                     f"{file} is truncated or no safetensors file: it has {size:,} bytes and claims "
                     f"a header of {length:,}; download or copy it again"

@@ -20,11 +20,11 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _REFERENCE = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
-_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.pt", "*.md", "*.tiktoken"]
-_FILES += ["LICENSE*", "NOTICE*"]
+SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.pt", "*.md", "*.tiktoken"]
+SMALL_FILES += ["LICENSE*", "NOTICE*"]
 # What training left, and weights in subfolders, which no checkpoint is read from.
-_NEVER = ["checkpoint-*/*", "global_step*/*", "optimizer.pt", "scheduler.pt", "rng_state*"]
-_NEVER += ["*/*.safetensors", "*/*.bin", "*/*.pt"]
+NEVER = ["checkpoint-*/*", "global_step*/*", "optimizer.pt", "scheduler.pt", "rng_state*"]
+NEVER += ["*/*.safetensors", "*/*.bin", "*/*.pt"]
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _PICKLES = ["pytorch_model*.bin", "adapter_model.bin"]
@@ -121,7 +121,7 @@ def download(reference: str) -> Path:
         )
 
     with _errors_told(repo, revision, say):
-        folder = _snapshot(repo, revision, _FILES)
+        folder = _snapshot(repo, revision, SMALL_FILES)
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise say("it has neither config.json nor adapter_config.json; is it a checkpoint?")
         commit = commit_of(folder) or revision
@@ -234,7 +234,7 @@ def _snapshot(repo: str, revision: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     found = snapshot_download(
-        repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=_NEVER
+        repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=NEVER
     )
     return Path(found)
 

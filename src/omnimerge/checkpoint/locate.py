@@ -1,10 +1,11 @@
-"""From what a user writes (a folder, or a Hub id with a revision) to a local folder."""
+"""From what a user writes (a folder, a Hub id with a revision, or a URL) to a local folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from omnimerge.checkpoint.hub import download, is_reference
+from omnimerge.checkpoint.remote import is_url, mirror
 from omnimerge.errors import CheckpointError, suggestion
 
 
@@ -14,7 +15,8 @@ def locate(reference: str | Path) -> Path:
     Args:
         reference: a folder, or ``owner/name`` or ``owner/name@revision`` on the Hugging Face Hub.
             A folder that exists wins, and where there is a folder ``owner``, ``owner/name`` is
-            taken for a path in it: a slip in a path does not fetch a stranger's files.
+            taken for a path in it: a slip in a path does not fetch a stranger's files. Or a URL;
+            its folder then holds the headers of the weights, see `mirror`.
 
     Returns:
         The folder.
@@ -29,8 +31,8 @@ def locate(reference: str | Path) -> Path:
             return folder
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
-        if "://" in text:
-            raise CheckpointError(f"{text} is a URL; mount that storage and give the folder in it")
+        if is_url(text):
+            return mirror(text)
         if not is_reference(text):
             raise CheckpointError(f"there is no folder {text}{_nearby(folder)}")
         if "@" not in text and folder.parent.is_dir():

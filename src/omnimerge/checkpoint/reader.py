@@ -11,6 +11,7 @@ from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.headers import TensorMeta, read_json, read_safetensors_header
 from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.locate import locate
+from omnimerge.checkpoint.remote import Remote
 from omnimerge.errors import CheckpointError, suggestion
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Checkpoint:
     The arguments are attributes too.
 
     Args:
-        reference: what the user wrote (path or Hub id).
-        folder: the local folder.
+        reference: what the user wrote (path, Hub id or URL).
+        folder: the local folder; for a URL, one with headers in place of the weights.
         config: ``config.json``.
         tensors: where every tensor lies, by name, in file order.
         files: the weight files, in order.
@@ -60,13 +61,14 @@ class Checkpoint:
         self.files = files
         self.stamps: Mapping[Path, tuple[int, int]] = {}
         self._descriptors: dict[Path, int] = {}
+        self._remote = Remote.of(folder)
 
     @classmethod
     def open(cls, reference: str | Path) -> Checkpoint:
         """Open a checkpoint: config, index and headers.
 
         Args:
-            reference: folder, or Hub id with an optional ``@revision``.
+            reference: folder, Hub id with an optional ``@revision``, or URL.
 
         Returns:
             The opened checkpoint.
@@ -99,8 +101,8 @@ class Checkpoint:
 
     @property
     def location(self) -> str:
-        """Where the weights lie, for people."""
-        return str(self.folder)
+        """Where the weights lie, for people: a folder or a URL."""
+        return self._remote.url if self._remote else str(self.folder)
 
     def meta(self, name: str) -> TensorMeta:
         """Return where the tensor `name` lies.
@@ -203,6 +205,8 @@ class Checkpoint:
 
     def close(self) -> None:
         """Close the files. Reading afterwards opens them again."""
+        if self._remote:
+            self._remote.close()
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
@@ -216,6 +220,9 @@ class Checkpoint:
         self.close()
 
     def _read_into(self, view: memoryview, meta: TensorMeta, offset: int) -> None:
+        if self._remote and meta.file.name in self._remote.sizes:
+            self._remote.read_into(view, meta.file.name, offset)
+            return
         try:
             descriptor = self._descriptors.get(meta.file)
             if descriptor is None:
@@ -237,6 +244,19 @@ class Checkpoint:
             ) from error
 
 
+def place_of(file: Path) -> str:
+    """Return where a weight file lies.
+
+    Args:
+        file: as in `Checkpoint.files`.
+
+    Returns:
+        Its path, or its URL.
+    """
+    remote = Remote.of(file.parent)
+    return f"{remote.url}/{file.name}" if remote and file.name in remote.sizes else str(file)
+
+
 def stamp(file: Path) -> tuple[int, int]:
     """Return what tells whether a file has changed.
 
@@ -248,7 +268,11 @@ def stamp(file: Path) -> tuple[int, int]:
 
     Raises:
         OSError: if it cannot be looked at.
+        CheckpointError: if it lies at a URL, and cannot be looked at.
     """
+    remote = Remote.of(file.parent)
+    if remote and file.name in remote.sizes:
+        return remote.look(file.name)
     status = file.stat()
     return status.st_size, status.st_mtime_ns
 
@@ -334,7 +358,8 @@ def read_header(file: Path) -> list[TensorMeta]:
         CheckpointError: if the file is missing, truncated or corrupt.
     """
     if file.suffix == ".safetensors":
-        return read_safetensors_header(file)
+        remote = Remote.of(file.parent)
+        return read_safetensors_header(file, remote.sizes.get(file.name) if remote else None)
     from omnimerge.checkpoint.pickle import read_pickle_header
 
     return read_pickle_header(file)

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ MANIFEST_NAME = "merge_manifest.json"
 JOURNAL_NAME = "omnimerge.journal"
 
 _SUFFIX, _OLD_SUFFIX = ".omnimerge", ".omnimerge-old"
+_PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # what a path makes of a URL
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -61,6 +63,10 @@ class Staging:
     """
 
     def __init__(self, out: Path) -> None:
+        if _PROTOCOL.match(str(out)) and not Path(out.parts[0]).is_dir():
+            raise OutputError(
+                f"cannot write to a URL ({out.parts[0]}//...); give a folder, and upload it then"
+            )
         self.out = out
         self.folder = out.with_name(f".{out.name}{_SUFFIX}")
         self._made = _make_folders(out.parent)

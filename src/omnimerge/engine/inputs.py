@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnimerge.checkpoint import Checkpoint
+from omnimerge.checkpoint.reader import place_of, stamp
 from omnimerge.engine.manifest import header_hash, pinned_recipe, roles, versions
 from omnimerge.errors import CheckpointError, InputChangedError
 
@@ -35,7 +36,7 @@ class InputFiles:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what is known of every file, as JSON values."""
-        return [{"file": str(file), **self._seen[file]} for file in self._files]
+        return [{"file": place_of(file), **self._seen[file]} for file in self._files]
 
     def check(self) -> None:
         """Look again.
@@ -119,11 +120,7 @@ def checkpoints_of(plan: MergePlan) -> Iterator[Checkpoint]:
 
 def _look(file: Path) -> dict[str, Any]:
     try:
-        status = file.stat()
-        return {
-            "bytes": status.st_size,
-            "modified_ns": status.st_mtime_ns,
-            "header_sha256": header_hash(file),
-        }
+        size, modified = stamp(file)
+        return {"bytes": size, "modified_ns": modified, "header_sha256": header_hash(file)}
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}") from error

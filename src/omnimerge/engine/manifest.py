@@ -11,6 +11,7 @@ from typing import Any
 
 from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint
 from omnimerge.checkpoint.hub import commit_of, license_of, pinned
+from omnimerge.checkpoint.reader import stamp
 from omnimerge.checkpoint.writer import MANIFEST_NAME
 from omnimerge.engine.plan import MergePlan, TensorJob
 
@@ -175,7 +176,7 @@ def _input(checkpoint: Checkpoint) -> dict[str, Any]:
         **({"adapter": _origin(adapter.store.folder)} if adapter else {}),
         "model_type": checkpoint.config.get("model_type"),
         "files": [
-            {"name": f.name, "bytes": f.stat().st_size, "header_sha256": header_hash(f)}
+            {"name": f.name, "bytes": stamp(f)[0], "header_sha256": header_hash(f)}
             for f in checkpoint.files
         ],
     }

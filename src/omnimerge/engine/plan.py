@@ -148,9 +148,9 @@ class MergePlan:
         return {
             "method": self.method.name,
             "parameters": self.recipe.all_parameters,
-            "target": str(self.target.folder),
+            "target": self.target.location,
             "models": [model.location for model in self.models],
-            "base": str(self.base.folder) if self.base else None,
+            "base": self.base.location if self.base else None,
             "select": self.recipe.selection,
             "tensors": {"merged": len(self.merged), "kept": len(self.jobs) - len(self.merged)},
             "kept_reasons": self.kept_reasons(),

@@ -22,6 +22,7 @@ from torch import Tensor
 from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint, CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.checkpoint.journal import journal_key
+from omnimerge.checkpoint.remote import is_url
 from omnimerge.checkpoint.staging import JOURNAL_NAME
 from omnimerge.engine.inputs import InputFiles, checkpoints_of
 from omnimerge.engine.knowledge import measure_all
@@ -95,7 +96,8 @@ def _absolute(plan: MergePlan) -> dict[str, Any]:
     recipe = plan.recipe
 
     def place(checkpoint: Checkpoint) -> str:
-        return str(checkpoint.folder.absolute())
+        where = checkpoint.location
+        return where if is_url(where) else str(checkpoint.folder.absolute())
 
     entries = []
     for entry, model in zip(recipe.models, plan.models, strict=True):
@@ -119,7 +121,8 @@ def _seen(plan: MergePlan, files: InputFiles) -> dict[str, Any]:
     jobs = json.dumps([plan.to_dict()["jobs"], [str(shard) for shard in plan.shards]])
     found: dict[str, Any] = {f"version of {name}": each for name, each in versions().items()}
     for each in files.describe():
-        file = Path(each.pop("file")).absolute()
+        file = each.pop("file")
+        file = file if is_url(file) else Path(file).absolute()
         found |= {f"{what} of {file}": value for what, value in each.items()}
     return {**found, "plan": hashlib.sha256(jobs.encode()).hexdigest()}
 

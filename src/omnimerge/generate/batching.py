@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from omnimerge.errors import GenerationError
-from omnimerge.generate.processor import one_line
+from omnimerge.errors import GenerationError, one_line
 from omnimerge.generate.quiet import quiet
 from omnimerge.generate.response import GenerationStats
 

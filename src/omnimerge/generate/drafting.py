@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from omnimerge.errors import one_line
 from omnimerge.generate.batching import is_out_of_memory
 from omnimerge.generate.drafts import (
     PRECISE,
@@ -21,7 +22,6 @@ from omnimerge.generate.drafts import (
 )
 from omnimerge.generate.encoding import Inputs
 from omnimerge.generate.greedy import Tokens, until_stop
-from omnimerge.generate.processor import one_line
 from omnimerge.generate.response import GenerationStats, Response
 
 Fresh = Callable[[], "AbstractContextManager[None]"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from omnimerge.errors import GenerationError
-from omnimerge.generate.processor import one_line
+from omnimerge.checkpoint.remote import Remote
+from omnimerge.errors import GenerationError, one_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -76,6 +76,11 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     """
     if dtype not in DTYPES:
         raise GenerationError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    if remote := Remote.of(folder):
+        raise GenerationError(
+            f"{remote.url} can be merged from where it is, but not run; download it, and give the "
+            "folder"
+        )
     if not (folder / "config.json").is_file():
         raise GenerationError(f"{folder} has no config.json; give the folder of a checkpoint")
     if dtype == "auto" and device.startswith("cpu"):

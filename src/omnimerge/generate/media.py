@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from omnimerge.errors import PromptError
+from omnimerge.errors import PromptError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,19 +150,6 @@ def media_files(prompt: Prompt) -> list[Path]:
     """
     frames = [file for video in prompt.videos for file in video_files(video)]
     return [*prompt.images, *prompt.audios, *frames]
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message, cut to about 200 characters.
-
-    Args:
-        error: any exception.
-
-    Returns:
-        Text for the inside of a longer message.
-    """
-    lines = str(error).strip().splitlines()
-    return shorten(lines[0] if lines else type(error).__name__, 200, placeholder=" ...")
 
 
 def _undecodable(kind: str, path: Path, prompt_id: str, reason: str) -> PromptError:

@@ -14,13 +14,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnimerge.errors import GenerationError
-from omnimerge.generate.media import one_line, open_audio, open_image, open_video
+from omnimerge.errors import GenerationError, one_line
+from omnimerge.generate.media import open_audio, open_image, open_video
 
 if TYPE_CHECKING:
     from omnimerge.generate.sources.prompt import Prompt
 
-__all__ = ["InputProcessor", "one_line", "open_image", "without_video"]
+__all__ = ["InputProcessor", "open_image", "without_video"]
 
 _VOCABULARIES = (
     "tokenizer.json",
