@@ -240,7 +240,7 @@ def _criterion(table: tables.Table) -> str:
 
 
 def bench_summary() -> str:
-    """The averages of all lines in one small table, for the README."""
+    """What merging gains on average, all lines in one small table, for the README."""
     if not RESULTS.is_dir():
         return "No results are committed."
     found = [
@@ -255,11 +255,15 @@ def bench_summary() -> str:
         "best expert": [_best_expert(table) for table in found],
     }
     shown = dict.fromkeys((*_SUMMARISED, *best))
-    in_order = sorted(shown, key=lambda name: -sum(_mean(each.get(("method", name))) for each in rows))
+    in_order = sorted(
+        shown, key=lambda name: -sum(_mean(each.get(("method", name))) for each in rows)
+    )
     told |= {f"`{name}`": [each.get(("method", name)) for each in rows] for name in in_order}
-    told["reference"] = [next((r for (k, _), r in each.items() if k == "reference"), None) for each in rows]
+    told["reference"] = [
+        next((r for (k, _), r in each.items() if k == "reference"), None) for each in rows
+    ]
     head = ["", *(f"`{table.line}`" for table in found)]
-    body = [[name, *(_average(row) if row else "" for row in each)] for name, each in told.items()]
+    body = [[name, *(_gained(row) for row in each)] for name, each in told.items()]
     for place, name in enumerate(best, start=1):
         for line in body:
             if line[0] == f"`{name}`":
@@ -274,6 +278,13 @@ _SUMMARISED = ("linear", "task_arithmetic", "ties", "dare_ties", "tsv", "iso_c",
 
 def _best_expert(table: tables.Table) -> tables.TableRow:
     return max((r for r in table.lines if r.kind == "expert"), key=_mean)
+
+
+def _gained(row: tables.TableRow | None) -> str:
+    """Points above the base; of the base itself its right answers."""
+    if row is None:
+        return ""
+    return f"+{row.gain.text()}".replace("+-", "-") if row.gain else f"{_average(row)} %"
 
 
 def _mean(row: tables.TableRow | None) -> float:

@@ -143,7 +143,10 @@ def test_a_scale_by_search_is_shown_but_not_ranked():
     )
     radar = [series["name"] for series in found["By task"]["series"]]
     assert radar == ["base", "expert OCR", "ties", "optmerge", "mixture"]
-    assert found["Average"]["categories"][0] == "ties, scale by search"
+    assert "ties, scale by search" not in found["Average"]["categories"]
+    assert found["Average"]["notes"] == [
+        "Bold: merges. Those with the scale by search are in the table."
+    ]
     assert found["Average"]["emphasis"] == ["optmerge", "ties"]
     assert dashboard([board(rows=(*ROWS, SEARCHED))])["facts"][0]["detail"] == "optmerge"
     render_dashboard(read_dashboard(dashboard([board(rows=(*ROWS, SEARCHED))])))

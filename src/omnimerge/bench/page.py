@@ -265,10 +265,12 @@ def average_bars(board: Board) -> Section:
     Returns:
         A section.
     """
+    known = [row for row in board.rows if row.average is not None]
     rows = sorted(
-        (row for row in board.rows if row.average is not None), key=lambda row: -(row.average or 0)
+        (row for row in known if row.kind != "search"), key=lambda row: -(row.average or 0.0)
     )
     names = [_label(row) for row in rows]
+    left_out = " Those with the scale by search are in the table." if len(rows) < len(known) else ""
     return {
         "kind": "bars",
         "title": "Average",
@@ -283,7 +285,7 @@ def average_bars(board: Board) -> Section:
         ],
         "axis": f"average of {len(board.columns)} tasks, %",
         "emphasis": [name for name, row in zip(names, rows, strict=True) if row.kind == "merged"],
-        "notes": [f"Bold: merges{_UNRANKED if any(row.kind == 'search' for row in rows) else ''}."],
+        "notes": [f"Bold: merges.{left_out}"],
     }
 
 
