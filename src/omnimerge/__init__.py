@@ -268,11 +268,12 @@ def merge_as_adapter(
     from omnimerge.checkpoint.writer import refuse_existing
     from omnimerge.engine import adapter, build_plan, load_recipe
     from omnimerge.errors import RecipeError
+    from omnimerge.report import write_card
 
     if rank < 1:
         raise RecipeError([f"rank: {rank} is not positive"], "the call")
     refuse_existing(Path(out), overwrite=overwrite)
     built = build_plan(load_recipe(recipe, replace={"dtype": "float32"}), force=force)
     return adapter.merge_as_adapter(
-        built, Path(out), rank, overwrite=overwrite, on_progress=on_progress
+        built, Path(out), rank, overwrite=overwrite, on_progress=on_progress, finish=write_card
     )

@@ -132,6 +132,16 @@ def test_an_adapter_is_pinned_too(hub, checkpoints, tmp_path):
     assert described["inputs"]["models.0"]["adapter"] == {"revision": commit}
     front = ModelCard.load(tmp_path / "out" / "README.md").data
     assert front.base_model == ["acme/base", "acme/lora"]
+    omnimerge.merge_as_adapter(recipe, tmp_path / "one-lora", 4)
+    card = ModelCard.load(tmp_path / "one-lora" / "README.md")
+    assert card.data.to_dict() == {
+        "library_name": "peft",
+        "tags": ["lora", "merge", "omnimerge"],
+        "base_model": "acme/base",
+        "base_model_relation": "adapter",
+    }
+    assert "`acme/base`, merged by the method `task_arithmetic`\nwith [omnimerge]" in card.text
+    assert f"- adapter: acme/lora@{commit}\n" in card.text and "\nrank: 4\n" in card.text
 
 
 def test_a_merge_of_folders_needs_no_network(recipe, tmp_path, monkeypatch):

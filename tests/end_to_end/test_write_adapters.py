@@ -120,6 +120,9 @@ def test_the_rank_follows_from_the_energy(checkpoints, tmp_path):
     run = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "a"), "--energy", "0.9"])
     assert run.exit_code == 0, run.output
     assert "14  matrices of rank" in run.output
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert f"`{base}`, the difference of `{model}` and it, written\nwith [omnimerge]" in card
+    assert "library_name: peft" in card and "energy: 0.9\n```" in card
     adapter = omnimerge.checkpoint.Adapter.open(tmp_path / "a")
     name = "model.layers.0.self_attn.q_proj.weight"
     a, b = (Checkpoint.open(f).read_tensor(name) for f in (base, model))

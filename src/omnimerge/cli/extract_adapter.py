@@ -46,6 +46,7 @@ def command(
 ) -> None:
     """Write what makes MODEL differ from BASE as a PEFT LoRA adapter on BASE."""
     import omnimerge
+    from omnimerge.report import write_card
 
     if (rank is None) == (energy is None):
         raise click.UsageError("give either --rank or --energy")
@@ -58,5 +59,6 @@ def command(
         select=select,
         layouts=layouts,
         overwrite=overwrite,
+        finish=write_card,
     )
     show_adapter(summary, out)

@@ -56,6 +56,7 @@ def merge_as_adapter(
     *,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> AdapterSummary:
     """Merge, and write the result as one adapter on the target.
 
@@ -65,6 +66,7 @@ def merge_as_adapter(
         rank: the largest rank of a matrix.
         overwrite: replace the folder of an earlier merge.
         on_progress: called with (bytes of tensors done, bytes of all).
+        finish: called with the folder when all else is in it, to write a card.
 
     Returns:
         What the adapter holds.
@@ -84,8 +86,10 @@ def merge_as_adapter(
             if on_progress:
                 on_progress(done, total)
 
-    described = manifest(plan)
-    return _write(plan.target, changes(), out, described, overwrite=overwrite, rank=rank)
+    described = manifest(plan) | {"adapter": {"rank": rank}}
+    return _write(
+        plan.target, changes(), out, described, overwrite=overwrite, finish=finish, rank=rank
+    )
 
 
 def extract_adapter(
@@ -98,6 +102,7 @@ def extract_adapter(
     select: str = "all",
     layouts: Iterable[str | Path] = (),
     overwrite: bool = False,
+    finish: Callable[[Path], None] | None = None,
 ) -> AdapterSummary:
     """Write the difference of a fine-tuned model and its base as an adapter.
 
@@ -110,6 +115,7 @@ def extract_adapter(
         select: which tensors are compared: `all`, `language_model` or `linear`.
         layouts: files with layouts of your own.
         overwrite: replace the folder of an earlier run.
+        finish: called with the folder when all else is in it, to write a card.
 
     Returns:
         What the adapter holds.
@@ -135,11 +141,23 @@ def extract_adapter(
 
     described = {
         "format": 1,
-        "adapter": {"base": str(base), "model": str(model), "rank": rank, "energy": energy},
+        "adapter": {
+            "base": pinned(str(base), ancestor.folder),
+            "model": pinned(str(model), tuned.folder),
+            "rank": rank,
+            "energy": energy,
+        },
         "versions": versions(),
     }
     summary = _write(
-        ancestor, changes(), out, described, overwrite=overwrite, rank=rank, energy=energy
+        ancestor,
+        changes(),
+        out,
+        described,
+        overwrite=overwrite,
+        finish=finish,
+        rank=rank,
+        energy=energy,
     )
     for why in alignment.kept.values():
         summary.left_out[why] = summary.left_out.get(why, 0) + 1
@@ -239,6 +257,7 @@ def _write(
     described: Mapping[str, Any],
     *,
     overwrite: bool,
+    finish: Callable[[Path], None] | None,
     **limits: Any,
 ) -> AdapterSummary:
     collector = _Collector(base, limits)
@@ -266,6 +285,8 @@ def _write(
         for file, content in (("adapter_config.json", config), (MANIFEST_NAME, described)):
             text = json.dumps(content, indent=1, ensure_ascii=False)
             (writer.folder / file).write_text(text + "\n", encoding="utf-8")
+        if finish:
+            finish(writer.folder)
     return summary
 
 

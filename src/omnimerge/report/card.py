@@ -1,4 +1,4 @@
-"""The model card of a merged checkpoint, from its manifest."""
+"""The model card of a merged checkpoint or adapter, from its manifest."""
 
 from __future__ import annotations
 
@@ -37,17 +37,38 @@ Architecture, tokenizer, processor and every tensor that was not merged are thos
 `merge_manifest.json` lists the inputs with sizes and header hashes, the versions, and what became
 of every tensor.
 """
+_ADAPTER = """\
+---
+{front}---
+# {title}
+
+A LoRA adapter for
+{base}, {origin}
+with [omnimerge](https://pypi.org/project/omnimerge/) {version}.
+
+{fence}python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, folder)  # the base's model, and the folder of this file
+{fence}
+
+{fence}yaml
+{recipe}{fence}
+
+`merge_manifest.json` lists what it was made from, and the versions.
+"""
 _PINNED = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}")
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md into a merged checkpoint's folder.
+    """Write README.md into the folder of a merged checkpoint or adapter.
 
     Args:
         folder: a folder with ``merge_manifest.json``.
     """
     manifest = json.loads((folder / "merge_manifest.json").read_text(encoding="utf-8"))
-    (folder / "README.md").write_text(render_card(manifest), encoding="utf-8")
+    render = render_adapter_card if "adapter" in manifest else render_card
+    (folder / "README.md").write_text(render(manifest), encoding="utf-8")
 
 
 def render_card(manifest: dict[str, Any]) -> str:
@@ -77,6 +98,42 @@ def render_card(manifest: dict[str, Any]) -> str:
         target=_code(manifest["inputs"]["target"]["reference"]),
         inputs="\n".join(dict.fromkeys(map(_row, manifest["inputs"].values()))),
         counts="\n".join(counts),
+        fence="`" * max(3, 1 + _longest_run(written)),
+        recipe=written,
+    )
+
+
+def render_adapter_card(manifest: dict[str, Any]) -> str:
+    """Render the model card of an adapter.
+
+    Args:
+        manifest: what ``merge_manifest.json`` holds.
+
+    Returns:
+        Markdown with a YAML front matter.
+    """
+    made, recipe = manifest["adapter"], manifest.get("recipe")
+    front: dict[str, Any] = {"library_name": "peft", "tags": ["lora", "merge", "omnimerge"]}
+    if recipe:
+        base = manifest["inputs"]["target"]["reference"]
+        origin = f"merged by the method `{recipe['method']}`"
+        pinned = recipe.get("target") or recipe.get("base", "")
+        names = [Path(entry["reference"]).name for entry in manifest["inputs"].values()]
+        front |= _common_license(list(manifest["inputs"].values()))
+    else:
+        base = pinned = made["base"]
+        origin = f"the difference of {_code(made['model'])} and it, written"
+        names = [Path(made["base"]).name, Path(made["model"]).name]
+    if match := _PINNED.fullmatch(pinned):
+        front |= {"base_model": match.group(1), "base_model_relation": "adapter"}
+    limits = {key: value for key, value in made.items() if value is not None}
+    written = yaml.safe_dump((recipe or {}) | limits, sort_keys=False, allow_unicode=True)
+    return _ADAPTER.format(
+        front=yaml.safe_dump(front, sort_keys=False),
+        title=_text(" + ".join(dict.fromkeys(names))),
+        base=_code(base),
+        origin=origin,
+        version=manifest["versions"].get("omnimerge", ""),
         fence="`" * max(3, 1 + _longest_run(written)),
         recipe=written,
     )
