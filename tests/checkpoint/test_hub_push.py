@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_adapters
 import tiny_models
+import yaml
 from click.testing import CliRunner
 from hub_server import Repo
 from huggingface_hub import HfApi, ModelCard, constants
@@ -142,6 +143,24 @@ def test_an_adapter_is_pinned_too(hub, checkpoints, tmp_path):
     }
     assert "`acme/base`, merged by the method `task_arithmetic`\nwith [omnimerge]" in card.text
     assert f"- adapter: acme/lora@{commit}\n" in card.text and "\nrank: 4\n" in card.text
+
+
+def test_a_search_pins_what_it_chose(hub, answering_pair, tmp_path):
+    commits = [
+        hub.add(f"acme/{name}", folder).refs["main"]
+        for name, folder in zip(("target", "donor"), answering_pair, strict=True)
+    ]
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(f'{{"id": "{n}", "prompt": "a b {n}"}}\n' for n in range(4))
+    )
+    recipe = {"method": "adamms", "target": "acme/target", "models": ["acme/donor@main"]}
+    omnimerge.search(
+        recipe, tmp_path / "prompts.jsonl", tmp_path / "out", grid="0:1:0.5", max_new_tokens=2
+    )
+    chosen = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert chosen["target"] == f"acme/target@{commits[0]}"
+    assert chosen["models"] == [{"model": f"acme/donor@{commits[1]}"}]
+    assert chosen["parameters"] == {"alpha": 0.5}
 
 
 def test_a_merge_of_folders_needs_no_network(recipe, tmp_path, monkeypatch):

@@ -71,7 +71,19 @@ def pinned_recipe(plan: MergePlan) -> dict[str, Any]:
     Returns:
         A JSON-ready mapping; the recipe of the same bytes at any time.
     """
-    recipe = plan.recipe.model_dump(mode="json", exclude_none=True)
+    return pin(plan.recipe.model_dump(mode="json", exclude_none=True), plan)
+
+
+def pin(recipe: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
+    """Replace what came from the Hub by ``owner/name@commit``.
+
+    Args:
+        recipe: a recipe as JSON values; it is changed.
+        plan: a plan of the same checkpoints.
+
+    Returns:
+        The recipe.
+    """
     for role, checkpoint in (("target", plan.target), ("base", plan.base)):
         if role in recipe and checkpoint:
             recipe[role] = pinned(recipe[role], checkpoint.folder)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from omnimerge.engine import with_parameters
-from omnimerge.engine.manifest import versions
+from omnimerge.engine.manifest import pin, versions
 from omnimerge.errors import PromptError, SearchError, suggestion
 from omnimerge.generate import Prompt, read_prompts, without_answers
 from omnimerge.generate import sample as draw
@@ -288,7 +288,7 @@ def _write_recipe(plan: MergePlan, space: Space, chosen: Coordinates, out: Path)
     recipe = with_parameters(plan, *space.settings(chosen)).recipe
     once = [each for n, each in enumerate(recipe.overrides) if each not in recipe.overrides[:n]]
     recipe = recipe.model_copy(update={"overrides": tuple(once)})
-    content = recipe.model_dump(mode="json", exclude_defaults=True)
+    content = pin(recipe.model_dump(mode="json", exclude_defaults=True), plan)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_atomically(out / CHOSEN_NAME, f"# Chosen by `omnimerge search`, without labels.\n{text}")
 
