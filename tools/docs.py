@@ -269,7 +269,8 @@ def bench_summary() -> str:
             if line[0] == f"`{name}`":
                 line[place] = f"**{line[place]}**"
     lines_ = [head, ["---", *["--:"] * len(found)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines_)
+    shown_lines = [f"`{table.line}`: {lines.get(table.line).about}." for table in found]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines_), "", *shown_lines])
 
 
 _SUMMARISED = ("linear", "task_arithmetic", "ties", "dare_ties", "tsv", "iso_c", "wudi", "optmerge")

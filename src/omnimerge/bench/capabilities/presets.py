@@ -106,7 +106,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "full": Preset(
             look=_LOOK,
             answer=Stage(1500, 1.5e-3),
-            expert=Stage(350, 4e-3),
+            expert=Stage(350, 1.5e-3),
             mixture=Stage(1750, 3e-4),
         ),
         "quick": Preset(
