@@ -16,14 +16,20 @@ os.environ["COLUMNS"] = "100"
 
 import click
 
+import omnimerge
 from omnimerge.arch import layouts
 from omnimerge.bench import experiments, lines, tables
+from omnimerge.bench.boards import find_boards
 from omnimerge.bench.experiments.result import Experiment, read_experiment
+from omnimerge.bench.page import dashboard
 from omnimerge.bench.results import Build, Results, read
+from omnimerge.bench.scoreboard import scored_boards
 from omnimerge.cli import main as cli
 from omnimerge.cli.methods import describe_param
 from omnimerge.engine.recipe import Recipe
 from omnimerge.methods import all_methods
+from omnimerge.report.dashboard import render_dashboard
+from omnimerge.report.dashboard_schema import read_dashboard
 
 DOCS = Path(__file__).parents[1] / "docs"
 README = Path(__file__).parents[1] / "README.md"
@@ -176,14 +182,14 @@ def bench_page() -> str:
 _NO_RESULTS = """# Results of the miniature benchmark
 
 There are none yet: what was run before had seen a few pictures of its tests in training and was thrown away.
-`python benchmarks/bench.py FOLDER --save` makes them. How it is done: [The miniature benchmark](bench.md)."""
+`python benchmarks/bench.py FOLDER --save` and `make docs` make them. How it is done: [The miniature benchmark](bench.md)."""
 
 _BENCH = """# Results of the miniature benchmark
 
 Made by `python benchmarks/bench.py FOLDER --save`, which prints every command that it runs; the numbers
 per seed are in `benchmarks/results/bench/`, and `omnimerge bench table benchmarks/results/bench/internvl` prints
 them. How they came about, and what they cannot show: [The miniature benchmark](bench.md). All charts are on
-[one page](bench-page.html). Right answers in percent, mean ± deviation over seeds; the best method of a
+[one page](bench-page.html), which `omnimerge bench report benchmarks/results/bench -o page.html` makes. Right answers in percent, mean ± deviation over seeds; the best method of a
 column in bold; `gain` is the average less that of the same seed's base, and `scale` what each seed chose on
 its validation questions."""
 
@@ -192,6 +198,12 @@ _SEARCHED = """The average on the test at the scale that labels choose (validati
 
 | method | by labels | without | scales | without |
 |---|--:|--:|--:|--:|"""
+
+
+def charts_page() -> str:
+    """The page that `omnimerge bench report` makes of the committed results."""
+    boards = find_boards([RESULTS], scored_boards([RESULTS]))
+    return render_dashboard(read_dashboard(dashboard(boards, version=omnimerge.__version__)))
 
 
 def _where(folder: Path, runs: list[Results]) -> str:
@@ -341,6 +353,8 @@ def main() -> None:
         "bench-results.md": bench_page(),
     }
     wanted_by_file = {DOCS / name: _NOTE + text.rstrip() + "\n" for name, text in pages.items()}
+    if RESULTS.is_dir():
+        wanted_by_file[DOCS / "bench-page.html"] = charts_page()
     wanted_by_file[README] = _with_block(README.read_text(encoding="utf-8"), bench_summary())
     stale = []
     for file, wanted in wanted_by_file.items():

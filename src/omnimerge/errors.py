@@ -1,8 +1,8 @@
 """Every error this package raises on purpose.
 
 Each message says what is wrong, with which file, tensor or key, and how to go on. The command line
-prints it on one line and exits with 1; anything that is not an `OmnimergeError` is a bug and shows
-its traceback.
+prints it on one line and exits with 1, and does the same for an `OSError` that names a file;
+anything else is a bug and shows its traceback.
 
 * OmnimergeError
   + RecipeError            (the recipe is wrong; carries every problem found, not only the first)
@@ -138,17 +138,17 @@ def printable(text: str) -> str:
     )
 
 
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message, cut to about 200 characters.
+def one_line(said: object) -> str:
+    """Return the first line of what others wrote, as plain text of about 200 characters at most.
 
     Args:
-        error: any exception.
+        said: an exception, or its message.
 
     Returns:
         Text for the inside of a longer message.
     """
-    lines = str(error).strip().splitlines()
-    return shorten(lines[0] if lines else type(error).__name__, 200, placeholder=" ...")
+    lines = str(said).strip().splitlines()
+    return printable(shorten(lines[0] if lines else type(said).__name__, 200, placeholder=" ..."))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

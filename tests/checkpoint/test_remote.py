@@ -181,15 +181,36 @@ def test_a_change_during_the_merge_is_seen(checkpoints, tmp_path):
         seen.check()
 
 
+def test_a_change_between_header_and_opening_is_seen(checkpoints):
+    one, two = (put(checkpoints("qwen2_vl", own=own), f"counting://b/{own}") for own in "12")
+    locate(one)
+    fs, root = fsspec.core.url_to_fs(two)
+    whole = fs.cat_file(f"{root}/model.safetensors")
+
+    def write_again(raw):
+        if raw == whole[8 : 8 + len(raw)]:  # the header was just read
+            fs.pipe_file(f"{root}/model.safetensors", whole)
+        return raw
+
+    Counting.answer = staticmethod(write_again)
+    recipe = load_recipe({"method": "linear", "target": one, "models": [two]})
+    plan = build_plan(recipe, force=["ancestor"])
+    with pytest.raises(InputChangedError, match=r"model\.safetensors changed .*modified_ns"):
+        InputFiles(plan).check()
+
+
 def test_an_adapter_is_copied_whole(checkpoints, tmp_path):
     model = tiny_models.build("qwen2_vl")
     tiny_adapters.save(model, tmp_path / "adapter")
     url = put(tmp_path / "adapter", "counting://bucket/adapter")
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.pipe_file(f"{root}/optimizer.safetensors", b"what training left")
     near, far = Adapter.open(tmp_path / "adapter"), Adapter.open(url)
     assert set(near.changes) == set(far.changes)
     assert all(
         torch.equal(near.store.read_tensor(n), far.store.read_tensor(n)) for n in near.store.tensors
     )
+    assert "optimizer.safetensors" not in [name for name, _, _ in Counting.asked]
 
 
 def test_a_server_that_gives_other_ranges_is_found_out(tmp_path):

@@ -1,8 +1,11 @@
 """What goes wrong gives one clear line, exit code 1, and no output folder."""
 
+import errno
 import json
 import math
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -110,6 +113,18 @@ def test_an_output_below_a_file(recipe, tmp_path):
     assert_refused(recipe, tmp_path, "file", out=tmp_path / "file" / "out")
     assert_refused(recipe, tmp_path, "is no folder", out=tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_fails_anywhere(recipe, tmp_path, monkeypatch):
+    real, failing = os.stat, str(Path(recipe["target"]) / "tokenizer.json")
+
+    def stat(path, *arguments, **options):
+        if str(path) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert_refused(recipe, tmp_path, f"{failing}: Input/output error")
 
 
 def assert_refused(recipe, tmp_path, message, out=None):

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: checkpoints from it, and merges to it. Nothing else uses the network."""
+"""The Hugging Face Hub: checkpoints from it, and merges to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from omnimerge.checkpoint.headers import read_json
 from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.staging import MANIFEST_NAME
-from omnimerge.errors import CheckpointError, OmnimergeError, OutputError
+from omnimerge.errors import CheckpointError, OmnimergeError, OutputError, one_line
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _REFERENCE = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -94,7 +94,7 @@ def license_of(folder: Path) -> dict[str, str]:
     lines = front.group(1).splitlines() if front else []
     pairs = [line.partition(":")[::2] for line in lines]
     known = {
-        key: _line(value.strip().strip("'\""))
+        key: one_line(value.strip().strip("'\""))
         for key, value in pairs
         if key in _LICENSE and _PLAIN.match(value)
     }
@@ -315,14 +315,14 @@ def _reason(error: BaseException, repo: str, revision: str) -> str:
         for each in _chain(error):
             if isinstance(each, kind):
                 return sentence if isinstance(sentence, str) else sentence(each)
-    return _line(error) + (f" ({_line(error.__cause__)})" if error.__cause__ else "")
+    return one_line(error) + (f" ({one_line(error.__cause__)})" if error.__cause__ else "")
 
 
 def _no_answer(error: Exception) -> str:
     from huggingface_hub import constants
 
     kind = type(error).__name__
-    return f"no answer from {constants.ENDPOINT} ({kind}: {_line(error)}); {_BUSY}"
+    return f"no answer from {constants.ENDPOINT} ({kind}: {one_line(error)}); {_BUSY}"
 
 
 def _status(error: Any) -> str:
@@ -331,14 +331,14 @@ def _status(error: Any) -> str:
     if status == HTTPStatus.UNAUTHORIZED:
         return "it does not accept the token; log in again with `hf auth login`, or renew HF_TOKEN"
     if status == HTTPStatus.FORBIDDEN:
-        return f"the token may not do that ({_line(error.server_message or error)})"
+        return f"the token may not do that ({one_line(error.server_message or error)})"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         wait = error.response.headers.get("Retry-After", "")
         wait = f"; wait {wait} s" if wait.isdigit() else ""
         return f"it limits the rate of requests (429){wait}; {_BUSY}"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return f"it fails ({status}); {_BUSY}"
-    return _line(error)
+    return one_line(error)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -348,9 +348,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _line(error: object) -> str:
-    """The first line of a message that others wrote, as plain text of bounded length."""
-    text = (str(error).strip() or repr(error)).splitlines()[0][:200]
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ class Checkpoint:
             config = read_json(config_file)
             files, promised = _weight_files(folder)
             check_inside(folder, *files)
-            stamps = {file: stamp(file) for file in files}
+            stamps = _stamps(folder, files)
             tensors = _collect(files)
         except OSError as error:
             raise CheckpointError(f"cannot read {folder}: {error.strerror}") from error
@@ -220,7 +220,7 @@ class Checkpoint:
         self.close()
 
     def _read_into(self, view: memoryview, meta: TensorMeta, offset: int) -> None:
-        if self._remote and meta.file.name in self._remote.sizes:
+        if self._remote and meta.file.name in self._remote.stamps:
             self._remote.read_into(view, meta.file.name, offset)
             return
         try:
@@ -254,7 +254,7 @@ def place_of(file: Path) -> str:
         Its path, or its URL.
     """
     remote = Remote.of(file.parent)
-    return f"{remote.url}/{file.name}" if remote and file.name in remote.sizes else str(file)
+    return f"{remote.url}/{file.name}" if remote and file.name in remote.stamps else str(file)
 
 
 def stamp(file: Path) -> tuple[int, int]:
@@ -271,10 +271,17 @@ def stamp(file: Path) -> tuple[int, int]:
         CheckpointError: if it lies at a URL, and cannot be looked at.
     """
     remote = Remote.of(file.parent)
-    if remote and file.name in remote.sizes:
+    if remote and file.name in remote.stamps:
         return remote.look(file.name)
     status = file.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def _stamps(folder: Path, files: Sequence[Path]) -> dict[Path, tuple[int, int]]:
+    """What files were before their headers were read, which at a URL happened earlier."""
+    remote = Remote.of(folder)
+    known = remote.stamps if remote else {}
+    return {file: known.get(file.name) or stamp(file) for file in files}
 
 
 def _without_config(folder: Path) -> str:
@@ -359,7 +366,8 @@ def read_header(file: Path) -> list[TensorMeta]:
     """
     if file.suffix == ".safetensors":
         remote = Remote.of(file.parent)
-        return read_safetensors_header(file, remote.sizes.get(file.name) if remote else None)
+        known = remote.stamps.get(file.name) if remote else None
+        return read_safetensors_header(file, known[0] if known else None)
     from omnimerge.checkpoint.pickle import read_pickle_header
 
     return read_pickle_header(file)

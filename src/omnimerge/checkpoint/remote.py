@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -25,6 +25,7 @@ from omnimerge.checkpoint.hub import NEVER, SMALL_FILES
 from omnimerge.errors import CheckpointError, one_line
 
 MARK = ".omnimerge-url.json"
+ADAPTER_NAME = "adapter_model.safetensors"
 _MAX_SMALL_BYTES = 500_000_000
 _BLOCK_BYTES = 8 << 20
 _BLOCKS = 8
@@ -72,8 +73,7 @@ def mirror(url: str) -> Path:
         fs, root = _storage(url)
         listed = dict(_listing(fs, root))
     copied, weights = _chosen(url, listed)
-    mark = json.dumps({"url": url, "files": weights}, indent=1)
-    seen = json.dumps([mark, [[name, *listed[name]] for name in (*copied, *weights)]])
+    seen = json.dumps([url, weights, [[name, *listed[name]] for name in (*copied, *weights)]])
     home = _cache() / hashlib.sha256(seen.encode()).hexdigest()[:20]
     folder = home / (PurePosixPath(root).name or "root")
     if not (folder / MARK).is_file():
@@ -83,7 +83,6 @@ def mirror(url: str) -> Path:
                 fresh = Path(made) / "files"
                 fresh.mkdir()
                 _fill(fresh, fs, root, url, copied, weights)
-                (fresh / MARK).write_text(mark, encoding="utf-8")
                 if not (folder / MARK).is_file():  # another process can be first
                     fresh.rename(folder)
         except OSError as error:
@@ -95,17 +94,18 @@ def mirror(url: str) -> Path:
     return folder
 
 
-def _chosen(url: str, listed: dict[str, tuple[int, str]]) -> tuple[tuple[str, ...], dict[str, int]]:
+def _chosen(
+    url: str, listed: dict[str, tuple[int, str]]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Which files are copied, and which are read where they lie; an adapter is copied whole."""
-    adapter = "adapter_config.json" in listed and "config.json" not in listed
     weights = [name for name in listed if _is_weight(name)]
     small = [
         name
         for name, (size, _) in listed.items()
         if _is_small(name) and size <= _MAX_SMALL_BYTES and name not in weights
     ]
-    if adapter:
-        return (*small, *weights), {}
+    if "adapter_config.json" in listed and "config.json" not in listed:
+        return (*small, *(name for name in weights if name == ADAPTER_NAME)), ()
     if "config.json" not in listed:
         raise CheckpointError(f"{url} holds no config.json, or cannot be listed; check the address")
     if not weights:
@@ -113,22 +113,31 @@ def _chosen(url: str, listed: dict[str, tuple[int, str]]) -> tuple[tuple[str, ..
             f"{url} holds no *.safetensors; other formats cannot be read from a URL: download it, "
             "and give the folder"
         )
-    return tuple(small), {name: listed[name][0] for name in weights}
+    return tuple(small), tuple(weights)
 
 
 def _fill(
-    folder: Path, fs: Any, root: str, url: str, copied: tuple[str, ...], weights: dict[str, int]
+    folder: Path,
+    fs: Any,
+    root: str,
+    url: str,
+    copied: tuple[str, ...],
+    weights: tuple[str, ...],
 ) -> None:
-    """Copy files, and the headers of weights."""
+    """Copy files and the headers of weights; the mark tells what the weights were before that."""
+    stamps = {}
     for name in copied:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with _told(f"{url}/{name}"):
             content = fs.cat_file(f"{root}/{name}")
         (folder / name).write_bytes(content)
-    for name, size in weights.items():
+    for name in weights:
         with _told(f"{url}/{name}"):
+            stamps[name] = size, _ = _look(fs, f"{root}/{name}")
             header = _header(fs, f"{root}/{name}", size)
         (folder / name).write_bytes(header)
+    mark = json.dumps({"url": url, "files": stamps}, indent=1)
+    (folder / MARK).write_text(mark, encoding="utf-8")
 
 
 class Remote:
@@ -136,12 +145,13 @@ class Remote:
 
     Args:
         url: of the checkpoint.
-        sizes: weight file -> bytes.
+        stamps: weight file -> its bytes, and a number that is another when it was written again,
+            from before its header was read.
     """
 
-    def __init__(self, url: str, sizes: dict[str, int]) -> None:
+    def __init__(self, url: str, stamps: Mapping[str, tuple[int, int]]) -> None:
         self.url = url
-        self.sizes = sizes
+        self.stamps = stamps
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._lock = Lock()
         self._ahead: ThreadPoolExecutor | None = None
@@ -161,7 +171,9 @@ class Remote:
         if not mark.is_file() or folder.resolve().parent.parent != _cache().resolve():
             return None
         known = json.loads(mark.read_text(encoding="utf-8"))
-        return cls(known["url"], known["files"])
+        return cls(
+            known["url"], {name: (size, seen) for name, (size, seen) in known["files"].items()}
+        )
 
     def look(self, name: str) -> tuple[int, int]:
         """Ask the storage for what tells whether a weight file has changed.
@@ -170,16 +182,14 @@ class Remote:
             name: of the file.
 
         Returns:
-            Its bytes, and a number that is another when it was written again, where the storage
-            tells.
+            What `stamps` had of it, if the file is the same, as far as the storage tells.
 
         Raises:
             CheckpointError: if it cannot be asked.
         """
         with _told(f"{self.url}/{name}"):
             fs, root = _storage(self.url)
-            size, identity = _identity(fs.info(f"{root}/{name}"))
-            return size, int(identity, 16)
+            return _look(fs, f"{root}/{name}")
 
     def read_into(self, view: memoryview, name: str, offset: int) -> None:
         """Read bytes of a weight file. Safe from several threads.
@@ -212,7 +222,7 @@ class Remote:
         """A block of a file; the next one is fetched meanwhile."""
         with self._lock:
             found, mine = self._place(name, number)
-            if (number + 1) * _BLOCK_BYTES < self.sizes[name]:
+            if (number + 1) * _BLOCK_BYTES < self.stamps[name][0]:
                 following, free = self._place(name, number + 1)
                 if free:
                     self._ahead = self._ahead or ThreadPoolExecutor(1, "omnimerge-ahead")
@@ -232,7 +242,7 @@ class Remote:
 
     def _fetch(self, place: Future[bytes], name: str, number: int) -> None:
         start = number * _BLOCK_BYTES
-        stop = min(start + _BLOCK_BYTES, self.sizes[name])
+        stop = min(start + _BLOCK_BYTES, self.stamps[name][0])
         try:
             with _told(f"{self.url}/{name}"):
                 fs, root = _storage(self.url)
@@ -273,6 +283,11 @@ def _identity(info: dict[str, Any]) -> tuple[int, str]:
         raise ValueError("it does not tell the sizes of its files")
     known = json.dumps([str(info.get(key, "")) for key in _IDENTITY])
     return size, hashlib.sha256(known.encode()).hexdigest()[:15]
+
+
+def _look(fs: Any, path: str) -> tuple[int, int]:
+    size, identity = _identity(fs.info(path))
+    return size, int(identity, 16)
 
 
 def _is_weight(name: str) -> bool:

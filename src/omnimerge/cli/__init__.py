@@ -48,11 +48,16 @@ _BEGAN = "omnimerge.began"
 
 class _Commands(LazyGroup):
     def invoke(self, ctx: click.Context) -> Any:
-        """Turn every deliberate error into one line and exit code 1."""
+        """Turn every deliberate error, and one of the file system, into a line and exit code 1."""
         try:
             return super().invoke(ctx)
         except OmnimergeError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.filename is None:  # not about a file, or a pipe that click knows about
+                raise
+            why = error.strerror or type(error).__name__
+            raise click.ClickException(printable(f"{error.filename}: {why}")) from error
         except TerminatedError as error:
             click.echo(printable(f"Terminated.{_left(ctx)}"), err=True)
             raise click.exceptions.Exit(1) from error

@@ -6,9 +6,7 @@ published checkpoints are: same file names, same tensor names.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForImageTextToText,
-    GenerationConfig,
     GotOcr2ImageProcessorPil,
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -30,6 +27,7 @@ from transformers import (
 from omnimerge.bench import vocabulary
 from omnimerge.bench.capabilities import words
 from omnimerge.bench.capabilities.tasks import IMAGE_SIZE
+from omnimerge.bench.fresh import fresh_model
 from omnimerge.bench.line import BenchError
 from omnimerge.bench.saving import save_weights
 from omnimerge.generate.processor import without_video
@@ -198,42 +196,7 @@ def model(name: str, *, seed: int) -> Model:
         INTERNVL: InternVLForConditionalGeneration,
         QWEN2VL: Qwen2VLForConditionalGeneration,
     }
-    # The constructor draws from the global generator; what it draws is replaced just below.
-    with torch.random.fork_rng(devices=[]):
-        built = classes[name](config(name))
-    for key, weight in built.named_parameters():
-        _initialise(key, weight.data, seed)
-    text = _text()
-    built.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=text["bos_token_id"],
-        eos_token_id=text["eos_token_id"],
-        pad_token_id=text["pad_token_id"],
-    )
-    return built
-
-
-# What a layer adds starts small beside what it is added to.
-_ADDED = ("o_proj.weight", "down_proj.weight", "merger.mlp.2.weight", "projector.linear_2.weight")
-
-
-def _initialise(key: str, weight: torch.Tensor, seed: int) -> None:
-    """Fill one weight: norms and layer scales with one, biases with zero, the others with noise."""
-    if key.endswith("bias"):
-        weight.zero_()
-    elif weight.ndim == 1:
-        weight.fill_(1.0)
-    else:
-        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        weight.normal_(0.0, _spread(key, weight), generator=generator)
-
-
-def _spread(key: str, weight: torch.Tensor) -> float:
-    """Return the standard deviation of a fresh weight."""
-    if "embed_tokens" in key or "position_embeddings" in key:
-        return 0.2
-    return (0.35 if key.endswith(_ADDED) else 1.0) / math.sqrt(weight[0].numel())
+    return fresh_model(classes[name], config(name), seed=seed, text=_text())
 
 
 def image_processor(name: str) -> Any:

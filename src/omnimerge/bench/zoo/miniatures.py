@@ -6,9 +6,7 @@ checkpoints are laid out as the published ones are: same file names, same tensor
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    GenerationConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessorPil,
@@ -30,6 +27,7 @@ from transformers import (
 )
 
 from omnimerge.bench import vocabulary
+from omnimerge.bench.fresh import fresh_model
 from omnimerge.bench.saving import save_weights
 from omnimerge.bench.zoo import scenes, words
 from omnimerge.errors import CheckpointError
@@ -180,44 +178,7 @@ def model(name: str, *, seed: int) -> Any:
         TARGET: Qwen2VLForConditionalGeneration,
         DONOR: LlavaOnevisionForConditionalGeneration,
     }
-    # The constructor draws from the global generator; what it draws is replaced just below.
-    with torch.random.fork_rng(devices=[]):
-        built = classes[name](config(name))
-    for key, weight in built.named_parameters():
-        _initialise(key, weight.data, seed)
-    built.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=_TEXT["bos_token_id"],
-        eos_token_id=_TEXT["eos_token_id"],
-        pad_token_id=_TEXT["pad_token_id"],
-    )
-    return built
-
-
-def _initialise(key: str, weight: torch.Tensor, seed: int) -> None:
-    """Fill one weight: norms with one, biases with zero, the others with normal noise."""
-    if key.endswith("bias"):
-        weight.zero_()
-    elif weight.ndim == 1 and "newline" not in key:
-        weight.fill_(1.0)
-    else:
-        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        spread = _spread(key, weight)
-        weight.normal_(0.0, spread, generator=generator)
-
-
-_SMALL = ("o_proj.weight", "down_proj.weight", "merger.mlp.2.weight", "projector.linear_2.weight")
-
-
-def _spread(key: str, weight: torch.Tensor) -> float:
-    """Return the standard deviation of a fresh weight."""
-    if "embed_tokens" in key:
-        return 0.2
-    fan_in = weight[0].numel() if weight.ndim > 1 else weight.numel()
-    # What a layer adds starts small beside what it is added to.
-    gain = 0.35 if key.endswith(_SMALL) else 1.0
-    return gain / math.sqrt(fan_in)
+    return fresh_model(classes[name], config(name), seed=seed, text=_TEXT)
 
 
 def image_processor(name: str) -> Any:
