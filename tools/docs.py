@@ -28,8 +28,7 @@ from omnimerge.cli import main as cli
 from omnimerge.cli.methods import describe_param
 from omnimerge.engine.recipe import Recipe
 from omnimerge.methods import all_methods
-from omnimerge.report.dashboard import render_dashboard
-from omnimerge.report.dashboard_schema import read_dashboard
+from omnimerge.report.dashboard import read_dashboard, render_dashboard
 
 DOCS = Path(__file__).parents[1] / "docs"
 README = Path(__file__).parents[1] / "README.md"

@@ -16,8 +16,7 @@ from omnimerge.bench.page import Board, ScaleCurve, Scored, board_names, dashboa
 from omnimerge.bench.results import Build, Environment
 from omnimerge.bench.spectra import Spectrum, Spread
 from omnimerge.cli import main
-from omnimerge.report.dashboard import render_dashboard
-from omnimerge.report.dashboard_schema import read_dashboard
+from omnimerge.report.dashboard import read_dashboard, render_dashboard
 
 TASKS = ("VQA", "OCR", "Chart")
 

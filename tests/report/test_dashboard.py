@@ -9,7 +9,7 @@ import pytest
 
 from omnimerge.errors import OmnimergeError
 from omnimerge.report import write_dashboard
-from omnimerge.report.dashboard import render_dashboard
+from omnimerge.report.dashboard import read_dashboard, render_dashboard
 from omnimerge.report.dashboard_charts import draw_bars, draw_histogram, draw_lines, draw_radars
 from omnimerge.report.dashboard_scales import fixed, log_ticks, significant, with_deviation
 from omnimerge.report.dashboard_schema import (
@@ -19,7 +19,6 @@ from omnimerge.report.dashboard_schema import (
     Histogram,
     Lines,
     Radar,
-    read_dashboard,
 )
 
 EVIL = "</script><script>alert(1)</script>\"'<b>"

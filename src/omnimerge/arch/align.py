@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from omnimerge.arch.alignment import Alignment, Lost, Merged
-from omnimerge.arch.ancestor import same_slice
 from omnimerge.arch.family import (
     BRANCHES,
     COMPONENTS,
@@ -20,10 +19,18 @@ from omnimerge.arch.geometry import geometry
 from omnimerge.arch.heterogeneity import heterogeneity
 from omnimerge.arch.inference import slots_of_all
 from omnimerge.arch.layout import SlotMap, check_used, component, is_buffer
+from omnimerge.arch.reasons import (
+    BUFFER,
+    component_reason,
+    head_slot,
+    mergeable,
+    unmergeable,
+    unselected,
+    vocabulary_reason,
+)
 from omnimerge.arch.rows import Piece, Run, SlotRows, compose
-from omnimerge.arch.vocabulary import comparable, shared_rows, vocabulary_difference
+from omnimerge.arch.vocabulary import shared_rows
 from omnimerge.checkpoint import Checkpoint, Segment
-from omnimerge.checkpoint.dtypes import is_floating, is_known
 from omnimerge.errors import RecipeError, suggestion
 
 SELECTIONS = ("all", "language_model", "linear")
@@ -31,7 +38,6 @@ VOCABULARIES = ("auto", "target", "overlap")
 BRANCH_KEYS = ("shared", *BRANCHES)
 BRANCH_VALUES = ("text", "vision", "keep")
 
-BUFFER = "a buffer, not a parameter"
 NO_COUNTERPART = Lost("the donor has no such tensor")
 NO_PLACE = Lost("the target has no such tensor")
 OTHER_BRANCH = "the target's tensor gets the donor's other branch"
@@ -128,9 +134,9 @@ class _Matcher:
         self._branches = branches
         self._ours = SlotRows(result.target, result.target_slots, result.target_geometry)
         self._theirs = SlotRows(result.donor, result.donor_slots, result.donor_geometry)
-        self._component_reason = {name: _component_reason(result, name) for name in COMPONENTS}
-        self._head_slot = _head_slot(result, may_read=may_read)
-        self._vocabulary_reason = _vocabulary_reason(result, vocabulary)
+        self._component_reason = {name: component_reason(result, name) for name in COMPONENTS}
+        self._head_slot = head_slot(result, may_read=may_read)
+        self._vocabulary_reason = vocabulary_reason(result, vocabulary)
         self._runs: dict[str, list[Run]] = {}
         self._misfits: list[str] = []
         if vocabulary == "overlap":
@@ -140,10 +146,10 @@ class _Matcher:
         result = self._result
         for name, slot in result.target_slots.by_name.items():
             shape = result.target.tensors[name].shape
-            reason = _unselected(slot, len(shape), self._select)
+            reason = unselected(slot, len(shape), self._select)
             if not reason and slot in VOCABULARY_SLOTS:
                 reason = self._vocabulary_reason
-            reason = reason or self._component_reason[component(slot)] or _unmergeable(result, name)
+            reason = reason or self._component_reason[component(slot)] or unmergeable(result, name)
             found = reason or self._find(name, slot)
             if isinstance(found, str):
                 result.kept[name] = found
@@ -226,7 +232,7 @@ class _Matcher:
                     )
                 return "shapes differ"
             dtype = result.donor.tensors[source].dtype
-            if not _mergeable(dtype):
+            if not mergeable(dtype):
                 return Lost(f"the donor's is stored as {dtype}")
         slot = next(iter(feeds))
         if slot in self._runs and not self._runs[slot]:
@@ -337,77 +343,3 @@ class _Matcher:
             for piece in self._theirs.by_name[name]:
                 if piece.slot not in slots:
                     self._result.unused_parts[piece.slot] = self._why_slot_unused(piece.slot)
-
-
-def _vocabulary_reason(result: Alignment, policy: str) -> str | None:
-    """Why embedding and head stay the target's, or None if they are merged."""
-    ours, theirs = result.target_geometry.vocab_size, result.donor_geometry.vocab_size
-    if policy == "target":
-        return "vocabulary: target"
-    if policy == "overlap":
-        return None
-    if ours != theirs:
-        return f"vocabularies differ: target {ours:,} rows, donor {theirs:,}"
-    folders = result.target.folder, result.donor.folder
-    difference = vocabulary_difference(*folders)
-    if not difference and not comparable(*folders):
-        result.notes.append(
-            "the tokenizers could not be compared; the sizes of the vocabularies are equal"
-        )
-    return f"vocabularies differ: {difference}" if difference else None
-
-
-def _head_slot(result: Alignment, *, may_read: bool) -> str:
-    """The donor's slot for the target's head: its embedding, where the target's head is that.
-
-    Some checkpoints store a tied head as a copy. Merged apart from the embedding, it would differ.
-    """
-    embed, head = (result.target_slots.by_slot.get(slot) for slot in VOCABULARY_SLOTS)
-    if not (embed and head and result.target_geometry.tied):
-        return HEAD
-    if result.target.meta(embed).shape != result.target.meta(head).shape:
-        return HEAD
-    if may_read and not same_slice(result.target, embed, head):
-        result.notes.append("the target's config ties its head, but its files hold another one")
-        return HEAD
-    return EMBED
-
-
-def _unselected(slot: str, dimensions: int, select: str) -> str | None:
-    if select == "all":
-        return None
-    if component(slot) != "llm":
-        return f"{component(slot)} is the target's own"
-    if select == "linear" and (dimensions != 2 or slot in VOCABULARY_SLOTS):
-        return "select: linear takes the 2-D matrices of the layers only"
-    return None
-
-
-def _component_reason(result: Alignment, name: str) -> str | None:
-    """Why a component other than the language model cannot be merged, or None."""
-    if name == "llm":
-        return None
-    ours = _shapes(result.target, result.target_slots, name)
-    theirs = _shapes(result.donor, result.donor_slots, name)
-    if ours == theirs:
-        return None
-    return f"the donor has no {name} part" if not theirs else f"{name} parts have other structures"
-
-
-def _shapes(checkpoint: Checkpoint, slots: SlotMap, name: str) -> dict[str, tuple[int, ...]]:
-    return {
-        slot: checkpoint.tensors[slots.by_slot[slot]].shape
-        for slot in slots.by_component.get(name, ())
-    }
-
-
-def _unmergeable(result: Alignment, name: str) -> str | None:
-    dtype = result.target.tensors[name].dtype
-    if is_buffer(name):
-        return BUFFER
-    return None if _mergeable(dtype) else Lost(f"{dtype} is not merged")
-
-
-def _mergeable(dtype: str) -> bool:
-    """Floating point, and not wider than the float32 that merges are computed in."""
-    return is_known(dtype) and is_floating(dtype) and dtype != "F64"

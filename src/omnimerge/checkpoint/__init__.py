@@ -1,6 +1,7 @@
 """Bytes to tensors and back: headers, reads of any part, streamed writes, locations."""
 
-from omnimerge.checkpoint.adapter import AdaptedCheckpoint, Adapter, unresolved
+from omnimerge.checkpoint.adapted import AdaptedCheckpoint
+from omnimerge.checkpoint.adapter import Adapter, unresolved
 from omnimerge.checkpoint.headers import TensorMeta
 from omnimerge.checkpoint.locate import locate
 from omnimerge.checkpoint.mapped import MappedCheckpoint, Segment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from pydantic import ValidationError
 
+from omnimerge.errors import OmnimergeError, OutputError
 from omnimerge.report._page import template
 from omnimerge.report.dashboard_charts import (
     COLOURS,
@@ -32,7 +35,6 @@ from omnimerge.report.dashboard_schema import (
     Lines,
     Radar,
     Section,
-    read_dashboard,
 )
 from omnimerge.report.plots import WIDTHS
 from omnimerge.search.store import write_atomically
@@ -68,6 +70,35 @@ class Grid:
 
     heads: list[str]
     rows: list[tuple[str, list[str]]]
+
+
+def read_dashboard(source: Path | Mapping[str, Any] | Dashboard) -> Dashboard:
+    """Read and check a dashboard.
+
+    Args:
+        source: a JSON file, what it would hold, or a dashboard.
+
+    Returns:
+        The dashboard.
+
+    Raises:
+        OmnimergeError: if it cannot be read or is none; the first problem is named.
+    """
+    if isinstance(source, Dashboard):
+        return source
+    where = str(source) if isinstance(source, Path) else "the dashboard"
+    try:
+        data = json.loads(source.read_text("utf-8")) if isinstance(source, Path) else source
+        return Dashboard.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise OutputError(f"{where} is no dashboard: {place}: {message}") from None
+    except OSError as error:
+        raise OmnimergeError(f"cannot read {where} ({error.strerror})") from error
+    except ValueError as error:
+        raise OmnimergeError(f"{where} holds no JSON: {error}") from None
 
 
 def write_dashboard(source: Path | Mapping[str, Any] | Dashboard, file: Path) -> Path:

@@ -11,14 +11,10 @@ Any room may write such a file; `write_dashboard` reads it. It says what is show
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from omnimerge.errors import OmnimergeError, OutputError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # NaN and infinity cannot be drawn; a value that is not known is null.
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -367,35 +363,6 @@ class Dashboard(_Strict):
     intro: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
     sections: tuple[Section, ...] = Field(min_length=1)
-
-
-def read_dashboard(source: Path | Mapping[str, Any] | Dashboard) -> Dashboard:
-    """Read and check a dashboard.
-
-    Args:
-        source: a JSON file, what it would hold, or a dashboard.
-
-    Returns:
-        The dashboard.
-
-    Raises:
-        OmnimergeError: if it cannot be read or is none; the first problem is named.
-    """
-    if isinstance(source, Dashboard):
-        return source
-    where = str(source) if isinstance(source, Path) else "the dashboard"
-    try:
-        data = json.loads(source.read_text("utf-8")) if isinstance(source, Path) else source
-        return Dashboard.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise OutputError(f"{where} is no dashboard: {place}: {message}") from None
-    except OSError as error:
-        raise OmnimergeError(f"cannot read {where} ({error.strerror})") from error
-    except ValueError as error:
-        raise OmnimergeError(f"{where} holds no JSON: {error}") from None
 
 
 def _check_series(series: Sequence[Series], count: int, what: str) -> None:
