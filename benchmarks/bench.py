@@ -4,8 +4,8 @@ python benchmarks/bench.py FOLDER            # build, run, measure; goes on wher
 python benchmarks/bench.py FOLDER --save     # then replace benchmarks/results/bench by it
 
 Every step is an omnimerge command that is printed before it runs, in FOLDER. At the end the
-tables are compared with those in benchmarks/results/bench; the exit code is 1 if a cell is further
-away than the deviation.
+tables are compared with those in benchmarks/results/bench, the same seeds with each other; the exit
+code is 1 if a cell is further away than the deviation over all seeds.
 """
 
 from __future__ import annotations
@@ -66,20 +66,28 @@ def compare(line: str, folder: Path) -> int:
     if not (COMMITTED / line).is_dir():
         print(f"{line}: nothing committed to compare with")
         return 0
-    (old,), (new,) = (make_tables(read_results(place)) for place in (COMMITTED / line, folder))
-    apart = differences(old, new)
+    committed, made = read_results(COMMITTED / line), read_results(folder)
+    seeds = {each.seed for each in made}
+    (all_seeds,), (old,), (new,) = (
+        make_tables(each)
+        for each in (committed, [each for each in committed if each.seed in seeds], made)
+    )
+    apart = differences(old, new, all_seeds)
     print(f"{line}: {len(apart)} cells beyond the deviation, or missing", *apart, sep="\n  ")
     return len(apart)
 
 
-def differences(old: Table, new: Table) -> list[str]:
-    """List cells that are further from the old mean than its deviation, and rows of one side."""
-    was, now = ({(r.kind, r.name): r for r in table.lines if r.cells} for table in (old, new))
+def differences(old: Table, new: Table, spread: Table) -> list[str]:
+    """List cells that are further apart than the deviation in `spread`, and rows of one side."""
+    was, now, wide = (
+        {(r.kind, r.name): r for r in table.lines if r.cells} for table in (old, new, spread)
+    )
     found = [f"{kind} {name}: not in both" for kind, name in was.keys() ^ now.keys()]
     for key in was.keys() & now.keys():
         for column in (*old.columns, AVERAGE):
             before, after = was[key].cells[column], now[key].cells[column]
-            if abs(after.mean - before.mean) > max(before.deviation or 0.0, 1e-9):
+            deviation = wide[key].cells[column].deviation or 0.0
+            if abs(after.mean - before.mean) > max(deviation, 1e-9):
                 found.append(f"{' '.join(key)}, {column}: {after.text()} for {before.text()}")
     return sorted(found)
 

@@ -50,11 +50,11 @@ def test_splits_share_no_world_and_yes_is_as_frequent_as_no():
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        ("corners", "three"),
-        ("warmth", "cool"),
-        ("evenness", "even"),
-        ("origin", "down"),
-        ("axis", "vertical"),
+        ("angles of picture", "three"),
+        ("heat of picture", "cool"),
+        ("parity of sound", "even"),
+        ("back of motion", "down"),
+        ("line of motion", "vertical"),
         ("same shape", "no"),
         ("same colour", "yes"),
         ("same number", "yes"),

@@ -90,13 +90,7 @@ class Lessons:
         names = models.vocabulary(modality or models.LLM)
         self._ids: dict[str, int] = names.get_vocab()
         self._pad = int(names.pad_token_id)
-        own = {
-            word
-            for kind in KINDS
-            if kind.learned and kind.needs == (modality,)
-            for word in kind.words.split()
-        }
-        self._others = [word for word in words() if word not in own and word not in _MARKS]
+        self._sayable = [word for word in words() if word not in _MARKS]
 
     def batch(self, rng: np.random.Generator, size: int, turns: int = 4) -> Batch:
         """Draw a batch.
@@ -185,10 +179,11 @@ class Lessons:
         return row
 
     def _nonsense(self, rng: np.random.Generator) -> str:
-        """A question of words at random, without those of its own new kinds."""
+        """A question of words at random."""
         count = int(rng.integers(1, 5))
-        asked = [self._others[int(n)] for n in rng.integers(len(self._others), size=count)]
-        given = self._others[int(rng.integers(len(self._others)))]
+        *asked, given = (
+            self._sayable[int(n)] for n in rng.integers(len(self._sayable), size=count + 1)
+        )
         return f"question : {' '.join(asked)} answer : {given}"
 
     def _fact(self, world: World, modality: Modality) -> list[int]:

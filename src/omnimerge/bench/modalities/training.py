@@ -72,7 +72,7 @@ PRESETS = {
     "full": Preset(
         read=Stage(5000, 3e-3),
         see=Stage(2000, 3e-3),
-        learn=Stage(900, 2e-3, weakest=0.3),
+        learn=Stage(800, 2e-3, weakest=0.3),
         rank=16,
         pool=2000,
         val=120,

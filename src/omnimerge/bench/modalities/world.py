@@ -102,17 +102,17 @@ KINDS: tuple[Kind, ...] = (
     Kind("which shape in picture", ("image",), lambda w: w.image[1]),
     Kind("which colour in picture", ("image",), lambda w: w.image[0]),
     Kind("how many in picture", ("image",), lambda w: w.image[2]),
-    Kind("corners", ("image",), lambda w: _CORNERS[w.image[1]], learned=True),
-    Kind("warmth", ("image",), lambda w: _warmth(w.image[0]), learned=True),
+    Kind("angles of picture", ("image",), lambda w: _CORNERS[w.image[1]], learned=True),
+    Kind("heat of picture", ("image",), lambda w: _warmth(w.image[0]), learned=True),
     Kind("where does sound go", ("audio",), lambda w: w.audio[0]),
     Kind("how many in sound", ("audio",), lambda w: w.audio[1]),
-    Kind("evenness", ("audio",), lambda w: _parity(w.audio[1]), learned=True),
-    Kind("brightness", ("audio",), lambda w: _light(w.audio[0]), learned=True),
+    Kind("parity of sound", ("audio",), lambda w: _parity(w.audio[1]), learned=True),
+    Kind("light of sound", ("audio",), lambda w: _light(w.audio[0]), learned=True),
     Kind("which shape moves", ("video",), lambda w: w.video[1]),
     Kind("which colour moves", ("video",), lambda w: w.video[0]),
-    Kind("where does motion go", ("video",), lambda w: w.video[2]),
-    Kind("origin", ("video",), lambda w: _OPPOSITE[w.video[2]], learned=True),
-    Kind("axis", ("video",), lambda w: _axis(w.video[2]), learned=True),
+    Kind("which way it moves", ("video",), lambda w: w.video[2]),
+    Kind("back of motion", ("video",), lambda w: _OPPOSITE[w.video[2]], learned=True),
+    Kind("line of motion", ("video",), lambda w: _axis(w.video[2]), learned=True),
     Kind("same shape", ("image", "video"), lambda w: _yes(w.image[1] == w.video[1])),
     Kind("same colour", ("image", "video"), lambda w: _yes(w.image[0] == w.video[0])),
     Kind("same number", ("image", "audio"), lambda w: _yes(w.image[2] == w.audio[1])),
@@ -124,8 +124,9 @@ KINDS: tuple[Kind, ...] = (
 )  # fmt: skip
 """*By sound*: the picture's where the sound goes up, that of what moves where it goes down.
 
-What experts learn is asked in words of their own: a word that two of them learn makes each answer
-for the other.
+What experts learn is asked in words that the base knows, and no two of them learn about the same
+one: a word that two learn makes each answer for the other, and one that the base does not know is
+nothing in particular to the others, so that their changes answer it at random.
 """
 
 LEXICON: Mapping[str, str] = {
@@ -138,7 +139,7 @@ LEXICON: Mapping[str, str] = {
 }
 """What the language model knows of words alone: question -> answer.
 
-The experts' new kinds of question ask for the same of what is shown, in words of their own.
+The experts' new kinds of question ask for the same of what is shown.
 """
 
 COLUMNS = ("image", "audio", "video", "two", "three")
