@@ -180,7 +180,7 @@ def test_a_file_that_is_not_there(hub, sharded):
         (429, {"Retry-After": "30"}, "it limits the rate of requests (429); wait 30 s; try"),
         (500, {}, "it fails (500); try again later"),
         (503, {}, "it fails (503); try again later"),
-        (403, {"X-Error-Message": "not\x1b[2Jyou"}, "the token may not do that (not?[2Jyou)"),
+        (403, {"X-Error-Message": "not\x1b[2Jyou"}, r"the token may not do that (not\x1b[2Jyou)"),
     ],
 )
 @pytest.mark.parametrize("where", ["/api/models", "(GET|HEAD) /acme", "GET /cdn"])

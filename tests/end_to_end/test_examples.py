@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 import tiny_adapters
 import tiny_models
@@ -65,18 +66,14 @@ def test_recipes_in_the_docs_parse(page):
         omnimerge.load_recipe({**rest, **raw} if _is_part(raw) else raw)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "docs/index.md",
-        "docs/mapping.md",
-        "docs/searching.md",
-        "docs/adapters.md",
-        "docs/mapping/unknown.md",
-        "docs/add-a-family.md",
-    ],
-)
+PAGES = [
+    file.relative_to(ROOT).as_posix()
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "omnimerge " in file.read_text()
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_in_the_docs_exist_with_their_options(page):
     from omnimerge.cli import main
 
@@ -86,8 +83,10 @@ def test_commands_in_the_docs_exist_with_their_options(page):
     lines += re.findall(r"`(omnimerge \w[^`]*)`", text)
     assert lines, page
     for line in lines:
-        words = line.removeprefix("$ ").split("#")[0].split()
-        command = main.get_command(None, words[1])
+        words = line.removeprefix("$ ").split("#")[0].split()[1:]
+        command = main
+        while words and isinstance(command, click.Group):
+            command = command.get_command(None, words.pop(0))
         assert command is not None, line
         known = {option for param in command.params for option in param.opts}
-        assert {w for w in words[2:] if w.startswith("-")} <= known, line
+        assert {w for w in words if w.startswith("-")} <= known, line
