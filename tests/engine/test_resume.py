@@ -377,7 +377,8 @@ def test_signals_end_the_command_with_a_message(recipe, tmp_path, number, code):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if any(tmp_path.glob(".out.omnimerge/omnimerge.journal")):
+        journals = tmp_path.glob(".out.omnimerge/omnimerge.journal")
+        if any(file.stat().st_size for file in journals):
             break
         time.sleep(0.05)
     time.sleep(0.5)

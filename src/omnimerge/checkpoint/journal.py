@@ -76,11 +76,12 @@ class Journal:
         shards: the files it speaks of.
 
     Attributes:
-        failed: what went wrong while writing it, if something did.
+        lost: what the disk said when it lost bytes that were written, if it did. It says so once a
+            file: a later sync of the same file succeeds.
     """
 
     def __init__(self, file: Path, key: str, shards: Sequence[ShardFile]) -> None:
-        self.failed: OSError | None = None
+        self.lost: OSError | None = None
         self._shards = shards
         self._written: list[list[tuple[int, int]]] = []
         self._stopping = threading.Event()
@@ -103,14 +104,20 @@ class Journal:
         return sum(stop - start for shard in self._written for start, stop in shard)
 
     def note(self) -> None:
-        """Wait for the disk, then write down what it has."""
+        """Wait for the disk, then write down what it has.
+
+        Raises:
+            OSError: if the disk does not take what was written, or the line about it.
+        """
         with self._noting:
+            if self.lost:
+                raise self.lost
             ranges = [shard.ranges() for shard in self._shards]
             if ranges == self._written:
                 return
             changed = [i for i, each in enumerate(ranges) if each != (self._written or ranges)[i]]
             for number in changed or range(len(ranges)):
-                self._shards[number].sync()
+                self._sync(self._shards[number])
             self._line(ranges)
             self._written = ranges
 
@@ -124,9 +131,15 @@ class Journal:
         while not self._stopping.wait(INTERVAL):
             try:
                 self.note()
-            except OSError as error:  # the merge itself will meet it, and say so
-                self.failed = error
+            except OSError:  # nothing more is promised; the commit looks at `lost`
                 return
+
+    def _sync(self, shard: ShardFile) -> None:
+        try:
+            shard.sync()
+        except OSError as error:
+            self.lost = error
+            raise
 
     def _line(self, value: object) -> None:
         self._stream.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")

@@ -24,7 +24,10 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pth")
+# Not .pt: Qwen2.5-Omni's voices are in one.
+_WEIGHT_SUFFIXES = (
+    ".safetensors", ".bin", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot",
+)  # fmt: skip
 # What training leaves in a folder: neither needed nor small.
 _TRAINING_FILES = ("optimizer.pt", "scheduler.pt", "rng_state")
 _TRAINING_FOLDERS = ("checkpoint-", "global_step")
@@ -177,8 +180,8 @@ class Checkpoint:
     def other_files(self) -> list[Path]:
         """List the files that belong to the model and are not weights.
 
-        Left out are hidden files, other forms of the weights, what training leaves behind, and
-        folders that hold a merge.
+        Left out are hidden files, other forms of the weights, what training leaves behind, folders
+        that hold a merge, and what is no file, such as a pipe.
 
         Returns:
             Paths relative to `folder`, sorted.
@@ -196,6 +199,8 @@ class Checkpoint:
                 weight = weight or ".index." in name or name.startswith(_TRAINING_FILES)
                 if not weight and not name.startswith("."):
                     check_inside(self.folder, here / name)
+                    if not (here / name).is_file() and (here / name).exists():
+                        continue  # reading a pipe would wait for ever
                     found.append((here / name).relative_to(self.folder))
         return sorted(found)
 

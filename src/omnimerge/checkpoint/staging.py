@@ -1,7 +1,9 @@
 """The hidden folder beside an output in which it grows, and what dead processes left of such.
 
-It is ``.NAME.omnimerge``, locked by the process that writes into it. It gets its final name by one
-rename; one that replaces an earlier output is exchanged with it in one step where the system can.
+It is ``.NAME.omnimerge``, locked by the process that writes into it, and holds a journal, at first
+an empty one, until it is complete: a folder of this name without one is not ours. It gets its final
+name by one rename; one that replaces an earlier output is exchanged with it in one step where the
+system can.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,34 +72,64 @@ class Staging:
                 f"cannot write to a URL ({out.parts[0]}//...); give a folder, and upload it then"
             )
         self.out = out
-        self.folder = out.with_name(f".{out.name}{_SUFFIX}")
+        self.folder = _beside(out, _SUFFIX)
         self._made = _make_folders(out.parent)
-        try:
-            self.folder.mkdir()
-            self.found = False
-        except FileExistsError:
-            if self.folder.is_symlink() or not self.folder.is_dir():  # whose content is not ours
-                raise OutputError(
-                    f"{self.folder} is in the way and is no folder that a merge left; remove it, "
-                    "or give another folder"
-                ) from None
-            self.found = True
-        self._lock = _locked(self.folder, out)
+        while True:
+            try:
+                self.folder.mkdir()
+                self.found = False
+            except FileExistsError:
+                self.found = True
+            try:
+                self._lock = _locked(self.folder, out)
+                break
+            except FileNotFoundError:  # another process was done with it just now
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                raise _in_the_way(self.folder) from error
+        if self.found and not _is_ours(self.folder):
+            self.release()
+            raise _in_the_way(self.folder)
+        (self.folder / JOURNAL_NAME).touch()
 
     def empty(self) -> None:
         """Throw away what is in the folder."""
-        for entry in self.folder.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        self.keep({JOURNAL_NAME})
         self.found = False
 
+    def keep(self, names: Collection[str]) -> None:
+        """Throw away what is in the folder, but for some of it.
+
+        Args:
+            names: of what stays.
+        """
+        for entry in self.folder.iterdir():
+            if entry.name not in names:
+                folder = entry.is_dir() and not entry.is_symlink()
+                shutil.rmtree(entry) if folder else entry.unlink()
+
     def commit(self) -> None:
-        """Give the folder its final name, in place of an earlier output if there is one."""
+        """Give the folder its final name, in place of an earlier output if there is one.
+
+        All of it is on disk before it gets the name, and the earlier output is removed when the
+        disk knows of the new one.
+
+        Raises:
+            OSError: if the disk does not take it; the folder is as it was then.
+        """
+        _sync_tree(self.folder)
+        (self.folder / JOURNAL_NAME).unlink(missing_ok=True)
         _sync_folder(self.folder)
+        earlier = None
         if self.out.exists():
-            _exchange(self.folder, self.out)
+            earlier = _exchange(self.folder, self.out)
         else:
             self.folder.rename(self.out)
         _sync_folder(self.out.parent)
+        if earlier is not None:
+            shutil.rmtree(earlier, ignore_errors=True)
         self.release()
 
     def discard(self) -> None:
@@ -122,16 +156,20 @@ def leftovers(path: Path) -> list[Leftover]:
     Returns:
         What is there; folders that are being written into are left out.
     """
-    named = [path.with_name(f".{path.name}{suffix}") for suffix in (_SUFFIX, _OLD_SUFFIX)]
+    path = path.resolve() if path.is_symlink() else path  # as a writer does
+    named = [_beside(path, suffix) for suffix in (_SUFFIX, _OLD_SUFFIX)]
     inside = sorted(path.glob(".*")) if path.is_dir() else []
     found = []
     for folder in [*named, *inside]:
         suffix = next((s for s in (_OLD_SUFFIX, _SUFFIX) if folder.name.endswith(s)), None)
-        if suffix is None or folder.is_symlink() or not folder.is_dir() or _in_use(folder):
+        if suffix is None or folder.is_symlink() or not folder.is_dir():
+            continue
+        if not _is_ours(folder) or _in_use(folder):
             continue
         nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         out = folder.with_name(folder.name.removeprefix(".").removesuffix(suffix))
-        resumable = suffix == _SUFFIX and (folder / JOURNAL_NAME).is_file()
+        begun = (folder / JOURNAL_NAME).is_file() and (folder / JOURNAL_NAME).stat().st_size > 0
+        resumable = suffix == _SUFFIX and (begun or is_finished(folder))
         found.append(Leftover(folder, out, nbytes, resumable, suffix == _OLD_SUFFIX))
     return found
 
@@ -163,8 +201,63 @@ def clean(leftover: Leftover) -> str:
     return "removed"
 
 
+def _beside(out: Path, suffix: str) -> Path:
+    """The hidden name of an output, which may be written as ``.`` or ``..``."""
+    place = out.resolve() if out.name in ("", "..") else out
+    if not place.name:
+        raise OutputError(f"{out} is the root of the file system; give a folder in it")
+    return place.with_name(f".{place.name}{suffix}")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a merge made a folder of a hidden name: it is marked, complete, or empty."""
+    marked = any((folder / name).is_file() for name in (JOURNAL_NAME, MANIFEST_NAME))
+    return marked or not any(folder.iterdir())
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether a hidden folder is complete and lacks but its name.
+
+    Args:
+        folder: the hidden folder.
+
+    Returns:
+        Whether its journal is gone, or not begun again, and its manifest has a key.
+    """
+    journal = folder / JOURNAL_NAME
+    begun = journal.is_file() and journal.stat().st_size > 0
+    return not begun and bool(manifest_key(folder))
+
+
+def manifest_key(folder: Path) -> str:
+    """Return the key of the merge that wrote a folder.
+
+    Args:
+        folder: any folder.
+
+    Returns:
+        The key that its manifest has; empty if it was not written by a merge.
+    """
+    try:
+        found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(found.get("key", "")) if isinstance(found, dict) else ""
+
+
+def _in_the_way(folder: Path) -> OutputError:
+    return OutputError(
+        f"{folder} is in the way and is no folder that a merge left; remove it, or give another "
+        "folder"
+    )
+
+
 def _locked(folder: Path, out: Path) -> int | None:
-    """Lock a folder; None where the file system has no locks."""
+    """Lock a folder; None where the file system has no locks.
+
+    Raises:
+        FileNotFoundError: if there is none, or what was locked is no longer at this place.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,13 +268,17 @@ def _locked(folder: Path, out: Path) -> int | None:
                 f"another process is writing {out}; wait for it, or give another folder"
             ) from error
         return None  # network file systems without locks
+    # Who held the lock may have renamed or removed the folder between opening and locking.
+    if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     return descriptor
 
 
 def _in_use(folder: Path) -> bool:
     try:
         lock = _locked(folder, folder)
-    except OutputError:
+    except (OutputError, FileNotFoundError):
         return True
     except OSError:
         return False
@@ -190,23 +287,25 @@ def _in_use(folder: Path) -> bool:
     return False
 
 
-def _exchange(new: Path, out: Path) -> None:
-    """Put a folder in the place of another and remove that one."""
+def _exchange(new: Path, out: Path) -> Path:
+    """Put a folder in the place of another; return where that one is now."""
     try:
         _renameat2(new, out)
-        shutil.rmtree(new, ignore_errors=True)
-        return
+        return new
     except (OSError, AttributeError):  # not this system, or not this file system
         pass
-    old = out.with_name(f".{out.name}{_OLD_SUFFIX}")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _beside(out, _OLD_SUFFIX)
+    if old.is_dir():
+        if not _is_ours(old):
+            raise _in_the_way(old)
+        shutil.rmtree(old)
     out.rename(old)
     try:
         new.rename(out)
     except BaseException:
         old.rename(out)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    return old
 
 
 def _renameat2(one: Path, other: Path) -> None:
@@ -232,6 +331,17 @@ def _make_folders(folder: Path) -> list[Path]:
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            descriptor = os.open(Path(root) / name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        _sync_folder(Path(root))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
 from omnimerge.checkpoint.journal import Journal, read_journal
 from omnimerge.checkpoint.shard import DISK_FULL, OutputTensor, ShardFile, safetensors_header
-from omnimerge.checkpoint.staging import JOURNAL_NAME, MANIFEST_NAME, Staging
-from omnimerge.errors import CheckpointError, InputChangedError, OutputError
+from omnimerge.checkpoint.staging import (
+    JOURNAL_NAME,
+    MANIFEST_NAME,
+    Staging,
+    is_finished,
+    manifest_key,
+)
+from omnimerge.errors import CheckpointError, InputChangedError, NonFiniteError, OutputError
 
-__all__ = ["MANIFEST_NAME", "CheckpointWriter", "OutputTensor", "copy_files", "refuse_existing"]
+__all__ = ["MANIFEST_NAME", "CheckpointWriter", "OutputTensor", "refuse_existing"]
 
 
 def shard_by_size(tensors: Sequence[OutputTensor], limit: int) -> list[list[OutputTensor]]:
@@ -43,8 +49,8 @@ class CheckpointWriter:
     """Write safetensors shards in place, in a hidden sibling folder that is renamed at the end.
 
     Used as a context manager: leaving it normally commits, so `out` is either complete or not
-    there. Leaving it by an exception removes what was written; with a `key`, an interruption, and
-    an error of the disk once something is in the journal, leave it to be resumed.
+    there. Leaving it by an exception removes what was written; with a `key`, what is in the journal
+    stays to be resumed, unless the inputs are at fault.
 
     Args:
         out: the folder to create.
@@ -76,7 +82,8 @@ class CheckpointWriter:
         resume: bool = False,
         hashing: bool = True,
     ) -> None:
-        self.out = out if not out.is_symlink() else out.resolve()
+        unnamed = out.name in ("", "..")  # the system does not rename to a dot
+        self.out = out.resolve() if unnamed or out.is_symlink() else out
         self.folder = self.out
         self.resumed = 0
         self._stem, self.key, self._resume = stem, key, resume
@@ -97,12 +104,14 @@ class CheckpointWriter:
             self._create_shards(done)
             if self.key:
                 self._journal = Journal(self.folder / JOURNAL_NAME, self.key, self._shards)
-        except OSError as error:
-            self._discard()
-            raise _explain(error, self.out) from error
-        except OutputError:  # somebody else's
+            self._staging.keep({JOURNAL_NAME, *(shard.path.name for shard in self._shards)})
+        except BaseException as error:
+            _undisturbed(self._close)
             if self._staging is not None:
-                self._staging.release()
+                staging = self._staging  # what was there before is somebody's, or can be resumed
+                _undisturbed(staging.release if staging.found else staging.discard)
+            if isinstance(error, OSError):
+                raise _explain(error, self.out) from error
             raise
         return self
 
@@ -185,20 +194,19 @@ class CheckpointWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None:
-            kept = self._leave(error)
-            if isinstance(error, OSError):  # from whoever added files to the folder
-                raise _explain(error, self.out, kept) from error
-            if kept and isinstance(error, (OutputError, CheckpointError)):
-                raise type(error)(f"{error}{_go_on(self.out)}") from error
-            return
         try:
-            self._commit()
-        except OSError as problem:
-            raise _explain(problem, self.out, self._leave(problem)) from problem
-        except BaseException:
-            self._discard()
-            raise
+            if error is None:
+                self._commit()
+                return
+        except BaseException as problem:  # noqa: BLE001 it is raised again below
+            error = problem
+        kept = self._leave(error)
+        if isinstance(error, OSError):  # also from whoever added files to the folder
+            raise _explain(error, self.out, kept) from error
+        if kept and isinstance(error, (OutputError, CheckpointError)):
+            raise type(error)(f"{error}{_go_on(self.out)}") from error
+        if kind is None:
+            raise error
 
     def _left_by_another(self) -> list[list[list[int]]]:
         """What the journal of an earlier writer says is done; what cannot be used is removed."""
@@ -206,6 +214,9 @@ class CheckpointWriter:
         if staging is None or not staging.found:
             return []
         key, ranges = read_journal(self.folder / JOURNAL_NAME)
+        if is_finished(self.folder):
+            key = manifest_key(self.folder)
+            ranges = [[[0, _size(tensors)]] for tensors in self._tensors]
         if key and not self._resume:
             raise OutputError(
                 f"an interrupted merge left {self.folder}; go on with it by --resume, or remove it "
@@ -227,8 +238,7 @@ class CheckpointWriter:
             which = f"-{number + 1:05d}-of-{count:05d}" if count > 1 else ""
             path = self.folder / f"{self._stem}{which}.safetensors"
             first = len(safetensors_header(tensors)[0])
-            size = first + sum(tensor.nbytes for tensor in tensors)
-            there = bool(done) and path.is_file() and path.stat().st_size == size
+            there = bool(done) and path.is_file() and path.stat().st_size == _size(tensors)
             shard = ShardFile(path, tensors, begin_anew=not there, hashing=self._hashing)
             self._shards.append(shard)
             self._places |= {name: (shard, place) for name, place in shard.places.items()}
@@ -239,13 +249,14 @@ class CheckpointWriter:
     def _commit(self) -> None:
         if self._staging is None:
             return
+        if self._journal is not None:
+            self._journal.note()  # so that all of it is kept, whatever comes now
         for shard in self._shards:
             shard.sync()
-        self._close()
         if len(self._shards) > 1:
             self._write_index()
-        (self.folder / JOURNAL_NAME).unlink(missing_ok=True)
         refuse_existing(self.out, overwrite=self._overwrite)  # it may have appeared meanwhile
+        self._close()
         self._staging.commit()
 
     def _write_index(self) -> None:
@@ -260,21 +271,17 @@ class CheckpointWriter:
     def _leave(self, error: BaseException) -> bool:
         """Keep what can be resumed and is worth it, remove everything else."""
         journal, staging = self._journal, self._staging
-        if journal is None or staging is None:
+        at_fault = isinstance(error, (InputChangedError, NonFiniteError))
+        if journal is None or staging is None or at_fault:
             self._discard()
             return False
         tensors = sum(tensor.nbytes for tensors in self._tensors for tensor in tensors)
         headers = sum(shard.size for shard in self._shards) - tensors
-        if isinstance(error, KeyboardInterrupt):
-            kept = sum(shard.nbytes_done for shard in self._shards) > headers
-            if kept:
-                with contextlib.suppress(OSError):  # the last second's work
-                    _undisturbed(journal.note)  # wrappers often pass a Ctrl-C on a second time
-        else:
-            broken = isinstance(error, (OSError, OutputError, CheckpointError))
-            mixed = isinstance(error, InputChangedError)  # of the input before and after
-            kept = broken and not mixed and journal.nbytes > headers
-        if not kept:
+        done = sum(shard.nbytes_done for shard in self._shards)
+        if isinstance(error, KeyboardInterrupt) and done > headers:
+            with contextlib.suppress(OSError):  # the last second's work
+                _undisturbed(journal.note)  # wrappers often pass a Ctrl-C on a second time
+        if journal.nbytes <= headers:
             self._discard()
             return False
         _undisturbed(self._close)
@@ -284,7 +291,6 @@ class CheckpointWriter:
     def _close(self) -> None:
         if self._journal is not None:
             self._journal.stop()
-            self._journal = None
         for shard in self._shards:
             shard.close()
 
@@ -292,6 +298,11 @@ class CheckpointWriter:
         _undisturbed(self._close)
         if self._staging is not None:
             _undisturbed(self._staging.discard)
+
+
+def _size(tensors: Sequence[OutputTensor]) -> int:
+    """Bytes of a whole file."""
+    return len(safetensors_header(tensors)[0]) + sum(tensor.nbytes for tensor in tensors)
 
 
 def _undisturbed(tidy_up: Callable[[], None]) -> None:
@@ -344,28 +355,3 @@ def _explain(error: OSError, out: Path, kept: bool = False) -> OutputError:
 
 def _go_on(out: Path) -> str:
     return f"; what is done is kept: go on with --resume, or remove it: `omnimerge clean {out}`"
-
-
-def copy_files(
-    source: Path, names: Sequence[Path], folder: Path, renamed: Mapping[str, str]
-) -> None:
-    """Copy files of a checkpoint as they are, symbolic links followed.
-
-    Args:
-        source: the folder they are in.
-        names: paths relative to `source`.
-        folder: where they go.
-        renamed: new names for some of them.
-
-    Raises:
-        CheckpointError: if a file cannot be read.
-        OSError: if it cannot be written.
-    """
-    for name in names:
-        try:
-            content = (source / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"cannot read {source / name}: {error.strerror}") from error
-        destination = folder / renamed.get(str(name), str(name))
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        destination.write_bytes(content)

@@ -21,6 +21,7 @@ from omnimerge.compose.parts import PartPlan
 from omnimerge.compose.plan import ComposePlan, build_plan, is_vocabulary
 from omnimerge.compose.recipe import ComposeRecipe, load_recipe
 from omnimerge.engine.execute import merged_tensors
+from omnimerge.engine.inputs import checkpoints_of, protect_inputs
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.manifest import manifest
 from omnimerge.engine.plan import CHUNK_ELEMENTS, TensorJob, worker_count
@@ -76,16 +77,7 @@ def compose(
 
 
 def _check_out(plan: ComposePlan, out: Path) -> None:
-    resolved = out.resolve()
-    inputs = [
-        plan.merge.target,
-        *plan.merge.models,
-        *([plan.merge.base] if plan.merge.base else []),
-    ]
-    for checkpoint in inputs:
-        folder = checkpoint.folder.resolve()
-        if folder == resolved or resolved in folder.parents:
-            raise OutputError(f"{out} is or holds an input of this merge; give another folder")
+    protect_inputs(out, checkpoints_of(plan.merge))
     parent = next((p for p in out.absolute().parents if p.is_dir()), Path("/"))
     free = shutil.disk_usage(parent).free
     if free < plan.bytes_to_write:

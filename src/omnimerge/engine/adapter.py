@@ -18,6 +18,7 @@ from omnimerge.checkpoint import Checkpoint, CheckpointWriter, OutputTensor
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.checkpoint.hub import commit_of, pinned
 from omnimerge.checkpoint.writer import MANIFEST_NAME, refuse_existing
+from omnimerge.engine.inputs import checkpoints_of, protect_inputs
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.manifest import manifest, versions
 from omnimerge.engine.plan import MergePlan, TensorJob
@@ -74,6 +75,7 @@ def merge_as_adapter(
     Raises:
         OutputError: if `out` exists, or tensors changed that no adapter can hold.
     """
+    protect_inputs(out, checkpoints_of(plan))
     refuse_existing(out, overwrite=overwrite)
     total = sum(job.output.nbytes for job in plan.merged)
 
@@ -129,6 +131,7 @@ def extract_adapter(
         raise RecipeError(["give either rank or energy"], "the call")
     refuse_existing(out, overwrite=overwrite)
     ancestor, tuned = Checkpoint.open(base), Checkpoint.open(model)
+    protect_inputs(out, (ancestor, tuned))
     alignment = align(ancestor, tuned, select=select, layouts=read_all_layouts(layouts))
     if reasons := alignment.reasons():
         raise NotMergeableError(reasons)

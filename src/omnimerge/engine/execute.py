@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,23 @@ import torch
 from torch import Tensor
 
 from omnimerge.checkpoint import CheckpointWriter
+from omnimerge.checkpoint.copying import copy_files
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
-from omnimerge.checkpoint.staging import clean, leftovers
-from omnimerge.checkpoint.writer import copy_files, refuse_existing
+from omnimerge.checkpoint.staging import clean, leftovers, manifest_key
+from omnimerge.checkpoint.writer import refuse_existing
 from omnimerge.engine.accelerated import DeviceExecutor
 from omnimerge.engine.devices import check_executor, devices_named
 from omnimerge.engine.executor import EXECUTORS, Executor
-from omnimerge.engine.inputs import InputFiles, merge_key
+from omnimerge.engine.inputs import InputFiles, checkpoints_of, merge_key, protect_inputs
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.local import MEMORY, LocalExecutor
-from omnimerge.engine.manifest import file_hash, manifest_key, write_manifest
+from omnimerge.engine.manifest import file_hash, write_manifest
 from omnimerge.engine.parents import Parents
 from omnimerge.engine.plan import MergePlan, TensorJob
 from omnimerge.engine.planning import with_parameters
 from omnimerge.engine.slices import SliceWorker, slices_of
 from omnimerge.engine.threads import one_thread
-from omnimerge.errors import OutputError, RecipeError, suggestion
+from omnimerge.errors import OutputError, RecipeError, one_line, suggestion
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes to write)."""
@@ -79,7 +81,7 @@ def run_plan(
         NonFiniteError: if an input holds NaN or infinity, or the result overflows its dtype.
         CheckpointError: if an input cannot be read, or changes meanwhile.
     """
-    _protect_inputs(plan, out)
+    protect_inputs(out, checkpoints_of(plan))
     files = InputFiles(plan)
     executor = executor or LocalExecutor()
     key = merge_key(plan, files, executor.devices)
@@ -91,7 +93,7 @@ def run_plan(
             on_progress(plan.bytes_to_write, plan.bytes_to_write)
         return Outcome(plan.bytes_to_write, complete=True)
     refuse_existing(out, overwrite=overwrite)
-    _check_disk(plan, out)
+    _check_disk(out, plan.bytes_to_write + files.bytes_to_copy)
     writer = CheckpointWriter(
         out,
         plan.shards,
@@ -100,11 +102,11 @@ def run_plan(
         resume=resume,
         hashing=not executor.hashes,
     )
-    with writer:
+    with writer, _memory_told():
         meter = _Meter(writer.resumed, plan.bytes_to_write, on_progress)
         executor.run(plan, files, writer, meter.report)
         _verify(plan, writer)
-        copied = _copy_non_weights(plan, writer.folder)
+        copied = _copy_non_weights(plan, files.copied, writer.folder)
         files.check()
         digests = writer.digests() | {name: file_hash(writer.folder / name) for name in copied}
         more = {"devices": dict(executor.devices)} if executor.devices else {}
@@ -186,6 +188,19 @@ def merged_tensors(
         yield job.output.name, merged.reshape(job.output.shape)
 
 
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Say in one line that memory ran out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and "can't allocate memory" not in str(error):  # torch's words on the CPU
+            raise
+        reason = f"out of memory ({one_line(error)}); free some, or give a smaller --memory"
+        raise OutputError(reason) from error
+
+
 class _Meter:
     """Counts what is written, for whoever shows it."""
 
@@ -203,9 +218,9 @@ class _Meter:
                 self._on_progress(self._done, self._total)
 
 
-def _copy_non_weights(plan: MergePlan, folder: Path) -> list[str]:
+def _copy_non_weights(plan: MergePlan, names: Sequence[Path], folder: Path) -> list[str]:
     """Copy the target's other files; return their names in the output."""
-    names, renamed = plan.target.other_files(), {"README.md": "README.target.md"}
+    renamed = {"README.md": "README.target.md"}
     copy_files(plan.target.folder, names, folder, renamed=renamed)
     if plan.recipe.dtype != "auto" and not plan.recipe.stores_float8:
         config = _with_dtype(plan.target.config, plan.recipe.dtype)
@@ -225,23 +240,15 @@ def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     return changed
 
 
-def _protect_inputs(plan: MergePlan, out: Path) -> None:
-    resolved = out.resolve()
-    for checkpoint in (plan.target, *plan.models, *([plan.base] if plan.base else [])):
-        for folder in {checkpoint.folder.resolve(), *(f.parent for f in checkpoint.files)}:
-            if folder.resolve() == resolved or resolved in folder.resolve().parents:
-                raise OutputError(f"{out} is or holds an input of this merge; give another folder")
-
-
-def _check_disk(plan: MergePlan, out: Path) -> None:
+def _check_disk(out: Path, needed: int) -> None:
     parent = next((p for p in out.absolute().parents if p.is_dir()), Path("/"))
     try:
         free = shutil.disk_usage(parent).free + sum(each.nbytes for each in leftovers(out))
     except OSError:  # not every file system tells; then a full one shows while writing
         return
-    if free < plan.bytes_to_write:
+    if free < needed:
         raise OutputError(
-            f"no space left for {out}: {plan.bytes_to_write:,} bytes are needed and {free:,} are "
+            f"no space left for {out}: {needed:,} bytes are needed and {free:,} are "
             "free; free some, or give a folder elsewhere"
         )
 

@@ -1,24 +1,27 @@
-"""What a merge's bytes depend on: its input files, as they were when it began."""
+"""What a merge's bytes depend on: its input files as they were when it began, and what is done."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnimerge.checkpoint import Checkpoint
+from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint
 from omnimerge.checkpoint.reader import place_of, stamp
-from omnimerge.engine.manifest import header_hash, pinned_recipe, roles, versions
-from omnimerge.errors import CheckpointError, InputChangedError
+from omnimerge.checkpoint.remote import is_url
+from omnimerge.engine.manifest import file_hash, header_hash, roles, versions
+from omnimerge.errors import CheckpointError, InputChangedError, OutputError
 
 if TYPE_CHECKING:
     from omnimerge.engine.plan import MergePlan
 
 
 class InputFiles:
-    """The weight files of a plan's checkpoints, and what they looked like.
+    """The files of a plan's checkpoints that decide its output, and what they looked like.
+
+    These are the weight files, and the target's other files, which are copied.
 
     Args:
         plan: the merge.
@@ -28,6 +31,9 @@ class InputFiles:
     """
 
     def __init__(self, plan: MergePlan) -> None:
+        folder = plan.target.folder
+        self._copied = {name: _stamped(folder / name) for name in plan.target.other_files()}
+        self._folder = folder
         self._files = sorted({file for each in checkpoints_of(plan) for file in each.files})
         self._seen = {file: _look(file) for file in self._files}
         for each in checkpoints_of(plan):  # between then and now lies the ancestor test
@@ -35,8 +41,18 @@ class InputFiles:
                 self._compare(file, {"bytes": size, "modified_ns": modified}, self._seen[file])
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return what is known of every file, as JSON values."""
-        return [{"file": place_of(file), **self._seen[file]} for file in self._files]
+        """Return what is known of every weight file, as JSON values."""
+        return [{"file": place_of(file.absolute()), **self._seen[file]} for file in self._files]
+
+    @property
+    def copied(self) -> list[Path]:
+        """The target's files that are no weights, relative to its folder."""
+        return list(self._copied)
+
+    @property
+    def bytes_to_copy(self) -> int:
+        """Bytes of the target's files that are no weights."""
+        return sum(seen["bytes"] for seen in self._copied.values())
 
     def check(self) -> None:
         """Look again.
@@ -47,6 +63,8 @@ class InputFiles:
         """
         for file, before in self._seen.items():
             self._compare(file, before, _look(file))
+        for name, before in self._copied.items():
+            self._compare(self._folder / name, before, _stamped(self._folder / name))
 
     @staticmethod
     def _compare(file: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -70,17 +88,90 @@ def merge_key(plan: MergePlan, files: InputFiles, devices: Mapping[str, str] | N
         versions, on any machine that has the files at the same places.
     """
     described = {
-        "recipe": pinned_recipe(plan),
+        "recipe": absolute_recipe(plan),
         "forced": sorted(plan.forced),
         "seed": plan.recipe.seed,
         "files": files.describe(),
         "versions": versions(),
         "shards": [[[t.name, t.dtype, t.shape] for t in shard] for shard in plan.shards],
+        "jobs": jobs_digest(plan),
+        "copied": {str(name): file_hash(plan.target.folder / name) for name in files.copied},
     }
     if devices and not plan.method.exact:
         described["devices"] = sorted(set(devices.values()))
     text = json.dumps(described, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def jobs_digest(plan: MergePlan) -> str:
+    """Return a digest of what is done to every tensor, to the element.
+
+    What files other than weights decide, such as layouts and tokenizers, shows here.
+
+    Args:
+        plan: the merge.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for job in plan.jobs:
+        mapped = [(each.sources, each.op, each.segments) for each in job.mapped]
+        base = job.base and job.base[1]
+        parameters = sorted(job.parameters.items())
+        names = [name for _, name in job.sources]
+        done = (job.output, names, base, parameters, job.depth, job.reason, mapped, job.own)
+        digest.update(repr(done).encode())
+    return digest.hexdigest()
+
+
+def absolute_recipe(plan: MergePlan) -> dict[str, Any]:
+    """Return the recipe with the folders that its references were found in.
+
+    Args:
+        plan: the plan that was made from it.
+
+    Returns:
+        A JSON-ready mapping; the recipe of the same bytes from any folder.
+    """
+    recipe = plan.recipe
+
+    def place(checkpoint: Checkpoint) -> str:
+        where = checkpoint.location
+        return where if is_url(where) else str(checkpoint.folder.absolute())
+
+    entries = []
+    for entry, model in zip(recipe.models, plan.models, strict=True):
+        found = {"model": place(model)}
+        if isinstance(model, AdaptedCheckpoint):
+            found = {"model": place(model.base), "adapter": place(model.adapter.store)}
+        entries.append(entry.model_copy(update=found))
+    changed: dict[str, Any] = {
+        "models": tuple(entries),
+        "layouts": tuple(str(Path(each).absolute()) for each in recipe.layouts),
+    }
+    if recipe.target:
+        changed["target"] = place(plan.target)
+    if recipe.base and plan.base:
+        changed["base"] = place(plan.base)
+    return recipe.model_copy(update=changed).model_dump(mode="json", exclude_defaults=True)
+
+
+def protect_inputs(out: Path, checkpoints: Iterable[Checkpoint]) -> None:
+    """Refuse an output that would take the place of an input.
+
+    Args:
+        out: the folder that is to be created.
+        checkpoints: the inputs, adapters included.
+
+    Raises:
+        OutputError: if the folder is one of theirs, or holds one.
+    """
+    resolved = out.resolve()
+    for checkpoint in checkpoints:
+        for folder in {checkpoint.folder.resolve(), *(f.parent for f in checkpoint.files)}:
+            if folder.resolve() == resolved or resolved in folder.resolve().parents:
+                raise OutputError(f"{out} is or holds an input of this merge; give another folder")
 
 
 def header_problems(plan: MergePlan, described: Mapping[str, Any]) -> list[str]:
@@ -118,9 +209,16 @@ def checkpoints_of(plan: MergePlan) -> Iterator[Checkpoint]:
     yield from (plan.target, *plan.models, *([plan.base] if plan.base else []))
 
 
-def _look(file: Path) -> dict[str, Any]:
+def _stamped(file: Path) -> dict[str, Any]:
     try:
         size, modified = stamp(file)
-        return {"bytes": size, "modified_ns": modified, "header_sha256": header_hash(file)}
+        return {"bytes": size, "modified_ns": modified}
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _look(file: Path) -> dict[str, Any]:
+    try:
+        return {**_stamped(file), "header_sha256": header_hash(file)}
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}") from error

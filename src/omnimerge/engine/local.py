@@ -141,12 +141,15 @@ class Todo:
             report: gets the bytes written.
         """
         job = task.job
-        with self._room.taken(self._plan.memory_of(job)):
+        cost = self._plan.memory_of(job)
+        with self._room.taken(cost):
             for start, stop in task.slices:
                 if self.ended.is_set():
                     return
                 data = worker.compute(job, start, stop).view(torch.uint8)
                 self.put(job, start * item_size(job.output.dtype), data, report)
+            if cost * worker_count() > self._room.limit:  # not all threads may keep as much
+                worker.forget()
 
     def put(self, job: TensorJob, place: int, data: Tensor, report: Report) -> None:
         """Write bytes of a tensor.

@@ -120,22 +120,6 @@ def write_manifest(plan: MergePlan, folder: Path, **more: Any) -> None:
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def manifest_key(folder: Path) -> str:
-    """Return the key of the merge that wrote a folder; see `merge_key`.
-
-    Args:
-        folder: any folder.
-
-    Returns:
-        The key; empty if it was not written by a merge.
-    """
-    try:
-        found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return str(found.get("key", "")) if isinstance(found, dict) else ""
-
-
 def file_hash(file: Path) -> str:
     """Return the SHA-256 of a file.
 
@@ -145,8 +129,11 @@ def file_hash(file: Path) -> str:
     Returns:
         The digest in hexadecimal.
     """
+    found = hashlib.sha256()
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while block := stream.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -85,6 +85,11 @@ class SliceWorker:
                 _rounded(job, own, result[low - start : high - start])
         return result
 
+    def forget(self) -> None:
+        """Let go of the buffers, which are kept for the next slice otherwise."""
+        self._raw.clear()
+        self._floats.clear()
+
     def _compute(self, job: TensorJob, start: int, stop: int) -> Tensor:
         if (deltas := low_rank_deltas(self._plan, job)) is not None:
             return self._from_factors(job, deltas)

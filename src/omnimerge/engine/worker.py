@@ -7,7 +7,6 @@ reads back what it is told to.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import zlib
@@ -19,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint, CheckpointWriter
+from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.checkpoint.journal import journal_key
-from omnimerge.checkpoint.remote import is_url
 from omnimerge.checkpoint.staging import JOURNAL_NAME
-from omnimerge.engine.inputs import InputFiles, checkpoints_of
+from omnimerge.engine.inputs import InputFiles, absolute_recipe, checkpoints_of, jobs_digest
 from omnimerge.engine.knowledge import measure_all
 from omnimerge.engine.loading import load_recipe
 from omnimerge.engine.manifest import versions
@@ -82,7 +80,7 @@ def describe_work(plan: MergePlan, files: InputFiles, writer: CheckpointWriter) 
         What every task gets.
     """
     return Work(
-        recipe=_absolute(plan),
+        recipe=absolute_recipe(plan),
         forced=plan.forced,
         references=tuple(each.reference for each in checkpoints_of(plan)),
         seen=_seen(plan, files),
@@ -91,40 +89,14 @@ def describe_work(plan: MergePlan, files: InputFiles, writer: CheckpointWriter) 
     )
 
 
-def _absolute(plan: MergePlan) -> dict[str, Any]:
-    """The recipe with the folders that its references were found in."""
-    recipe = plan.recipe
-
-    def place(checkpoint: Checkpoint) -> str:
-        where = checkpoint.location
-        return where if is_url(where) else str(checkpoint.folder.absolute())
-
-    entries = []
-    for entry, model in zip(recipe.models, plan.models, strict=True):
-        found = {"model": place(model)}
-        if isinstance(model, AdaptedCheckpoint):
-            found = {"model": place(model.base), "adapter": place(model.adapter.store)}
-        entries.append(entry.model_copy(update=found))
-    changed: dict[str, Any] = {
-        "models": tuple(entries),
-        "layouts": tuple(str(Path(each).absolute()) for each in recipe.layouts),
-    }
-    if recipe.target:
-        changed["target"] = place(plan.target)
-    if recipe.base and plan.base:
-        changed["base"] = place(plan.base)
-    return recipe.model_copy(update=changed).model_dump(mode="json", exclude_defaults=True)
-
-
 def _seen(plan: MergePlan, files: InputFiles) -> dict[str, Any]:
     """What decides the bytes of the output, under the name that a message gives it."""
-    jobs = json.dumps([plan.to_dict()["jobs"], [str(shard) for shard in plan.shards]])
+    done = jobs_digest(plan) + str(plan.shards)
     found: dict[str, Any] = {f"version of {name}": each for name, each in versions().items()}
     for each in files.describe():
         file = each.pop("file")
-        file = file if is_url(file) else Path(file).absolute()
         found |= {f"{what} of {file}": value for what, value in each.items()}
-    return {**found, "plan": hashlib.sha256(jobs.encode()).hexdigest()}
+    return {**found, "plan": hashlib.sha256(done.encode()).hexdigest()}
 
 
 class _Opened:

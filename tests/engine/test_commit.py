@@ -1,0 +1,349 @@
+"""The last steps of a merge: what is on disk before the output gets its name, and what is kept."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import omnimerge
+from omnimerge.checkpoint import CheckpointWriter, OutputTensor, journal, staging, writer
+from omnimerge.cli import main
+from omnimerge.engine.slices import SliceWorker
+from omnimerge.errors import OutputError
+
+
+@pytest.fixture
+def recipe(checkpoints):
+    return {
+        "method": "adamms",
+        "target": str(checkpoints("qwen2_vl")),
+        "models": [str(checkpoints("llava_onevision"))],
+        "parameters": {"alpha": 0.3},
+        "max_shard_size": "60KB",
+    }
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def failing(code):
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def test_every_file_is_on_disk_before_the_folder_gets_its_name(recipe, tmp_path, monkeypatch):
+    seen, synced, fsync = [], set(), os.fsync
+    rename = Path.rename
+
+    def note(descriptor):
+        synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def renamed(self, to):
+        inside = {str(p) for p in self.rglob("*")} | {str(self)}
+        seen.append((self.name, inside - synced))
+        return rename(self, to)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", renamed)
+    omnimerge.merge(recipe, tmp_path / "out")
+    assert seen == [(".out.omnimerge", set())]
+    assert str(tmp_path) in synced
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"config.json", "merge_manifest.json", "model.safetensors.index.json"} <= names
+
+
+def test_bytes_that_the_disk_lost_are_no_output(recipe, tmp_path, monkeypatch):
+    """It says so once a descriptor: the sync of the commit succeeds after that of the journal."""
+    monkeypatch.setattr(journal, "INTERVAL", 0.01)
+    note, failed = journal.Journal.note, []
+
+    def lossy(self):
+        if (
+            failed
+            or len(self._written) == 0
+            or not any(s.nbytes_done > 20_000 for s in self._shards)
+        ):
+            return note(self)
+        failed.append(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing(errno.EIO))
+            return note(self)
+
+    monkeypatch.setattr(journal.Journal, "note", lossy)
+    compute = SliceWorker.compute
+
+    def slow(*arguments):
+        omnimerge.engine.execute.threading.Event().wait(0.01)
+        return compute(*arguments)
+
+    monkeypatch.setattr(SliceWorker, "compute", slow)
+    with pytest.raises(OutputError, match=r"cannot write .*Input/output error"):
+        omnimerge.merge(recipe, tmp_path / "out")
+    assert failed and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "code"),
+    [
+        (writer.CheckpointWriter, "_write_index", errno.ENOSPC),
+        (Path, "rename", errno.EACCES),
+        (staging, "_sync_tree", errno.EIO),
+    ],
+)
+def test_trouble_at_the_end_costs_nothing(recipe, tmp_path, monkeypatch, place, name, code):
+    omnimerge.merge(recipe, tmp_path / "whole")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, failing(code))
+        with pytest.raises(OutputError, match=r"what is done is kept: go on with --resume"):
+            omnimerge.merge(recipe, out)
+    assert not out.exists()
+    assert [each.resumable for each in staging.leftovers(out)] == [True]
+    monkeypatch.setattr(SliceWorker, "compute", failing(errno.EPERM))  # nothing is left to do
+    omnimerge.merge(recipe, out, resume=True)
+    assert files(out) == files(tmp_path / "whole")
+    assert staging.leftovers(out) == []
+
+
+def test_a_kill_just_before_the_folder_gets_its_name(recipe, tmp_path, monkeypatch):
+    """The journal is gone then, and the manifest says that all is there."""
+    omnimerge.merge(recipe, tmp_path / "whole")
+    out = tmp_path / "out"
+    child = os.fork()
+    if not child:
+        Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        omnimerge.merge(recipe, out)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    hidden = tmp_path / ".out.omnimerge"
+    assert not (hidden / "omnimerge.journal").exists() and not out.exists()
+    with pytest.raises(OutputError, match="an interrupted merge left"):
+        omnimerge.merge(recipe, out)
+    monkeypatch.setattr(SliceWorker, "compute", failing(errno.EPERM))
+    omnimerge.merge(recipe, out, resume=True)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_out_of_memory_is_one_line_and_keeps_what_is_done(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "INTERVAL", 0.01)
+    compute, calls = SliceWorker.compute, []
+
+    def short(*arguments):
+        calls.append(1)
+        if len(calls) > 40:
+            raise torch.OutOfMemoryError("tried to allocate 9 GB")
+        omnimerge.engine.execute.threading.Event().wait(0.01)
+        return compute(*arguments)
+
+    monkeypatch.setattr(SliceWorker, "compute", short)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    done = run("merge", file, "-o", tmp_path / "out")
+    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("Error: out of memory (tried to allocate 9 GB)")
+    assert "--resume" in done.stderr
+    monkeypatch.setattr(SliceWorker, "compute", compute)
+    assert "of it before" in run("merge", file, "-o", tmp_path / "out", "--resume").output
+
+
+def test_an_earlier_run_outlives_a_disk_that_is_full_at_the_next_start(
+    recipe, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing(errno.EACCES))
+        with pytest.raises(OutputError):
+            omnimerge.merge(recipe, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
+        with pytest.raises(OutputError, match="no space left"):
+            omnimerge.merge(recipe, out, resume=True)
+    assert [each.resumable for each in staging.leftovers(out)] == [True]
+
+
+def test_resuming_looks_at_more_than_weights(recipe, tmp_path):
+    """The target's other files are in the output as well."""
+    target = tmp_path / "target"
+    shutil.copytree(recipe["target"], target)
+    recipe = {**recipe, "target": str(target)}
+    omnimerge.merge(recipe, tmp_path / "out")
+    seen = []
+    omnimerge.merge(recipe, tmp_path / "out", resume=True, on_progress=lambda *n: seen.append(n))
+    assert seen and seen[0][0] == seen[0][1]  # complete already
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"note": "new"}))
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        omnimerge.merge(recipe, tmp_path / "out", resume=True)
+
+
+def test_a_recipe_spelt_otherwise_is_the_same_merge(recipe, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing(errno.EACCES))
+        with pytest.raises(OutputError):
+            omnimerge.merge(recipe, tmp_path / "out")
+    monkeypatch.chdir(Path(recipe["target"]).parent)
+    relative = {**recipe, "target": Path(recipe["target"]).name}
+    omnimerge.merge(relative, tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "merge_manifest.json").is_file()
+
+
+def test_a_copied_file_that_changes_during_the_merge(recipe, tmp_path):
+    target = tmp_path / "target"
+    shutil.copytree(recipe["target"], target)
+
+    def change(*_):
+        os.utime(target / "config.json", (1, 1))
+
+    with pytest.raises(omnimerge.OmnimergeError, match=r"config.json changed while it was merged"):
+        omnimerge.merge({**recipe, "target": str(target)}, tmp_path / "out", on_progress=change)
+
+
+def test_pipes_among_a_targets_files_are_left_out(recipe, tmp_path):
+    target = tmp_path / "target"
+    shutil.copytree(recipe["target"], target)
+    os.mkfifo(target / "extra.json")
+    omnimerge.merge({**recipe, "target": str(target)}, tmp_path / "out")
+    assert not (tmp_path / "out" / "extra.json").exists()
+
+
+def test_what_the_target_lost_since_is_not_in_the_output(recipe, tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    shutil.copytree(recipe["target"], target)
+    recipe = {**recipe, "target": str(target)}
+    (target / "notes.txt").write_text("old")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing(errno.EACCES))
+        with pytest.raises(OutputError):
+            omnimerge.merge(recipe, out)
+    (tmp_path / ".out.omnimerge" / "left.txt").write_text("from a version before")
+    omnimerge.merge(recipe, out, resume=True)
+    assert (out / "notes.txt").exists() and not (out / "left.txt").exists()
+
+
+def test_another_vocabulary_is_another_merge(recipe, tmp_path):
+    """Tokenizers decide rows of the embedding; nothing else of a plan tells them apart."""
+    from omnimerge.engine import build_plan, load_recipe
+    from omnimerge.engine.inputs import jobs_digest
+
+    plan = build_plan(load_recipe(recipe))
+    first, *rest = plan.jobs
+    own = replace(first, own=((0, 4),))
+    changed = replace(plan, jobs=(own, *rest))
+    assert jobs_digest(plan) != jobs_digest(changed)
+    assert jobs_digest(plan) == jobs_digest(build_plan(load_recipe(recipe)))
+
+
+def one_tensor():
+    return [[OutputTensor("a", "F32", (2,))]]
+
+
+@pytest.mark.parametrize("spelt", [".", "/", ".."])
+def test_outputs_spelt_as_dots_and_the_root(tmp_path, monkeypatch, spelt):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    done = run("clean", spelt)
+    if spelt == "/":
+        assert done.exit_code == 1 and "is the root of the file system" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    else:
+        assert done.output == f"nothing was left of {Path(spelt)}, nor in it\n"
+
+
+def test_the_folder_that_one_stands_in(tmp_path, monkeypatch):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    with CheckpointWriter(Path(), one_tensor()) as out:
+        out.write("a", memoryview(bytes(8)))
+    assert [p.name for p in inner.iterdir()] == ["model.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["inner"]
+
+
+def test_somebodys_hidden_folder_of_that_name_is_not_touched(tmp_path):
+    diary = tmp_path / ".notes.omnimerge" / "diary.txt"
+    diary.parent.mkdir()
+    diary.write_text("dear")
+    assert "nothing was left" in run("clean", tmp_path).output
+    with (
+        pytest.raises(OutputError, match="is in the way"),
+        CheckpointWriter(tmp_path / "notes", one_tensor()),
+    ):
+        pass
+    assert diary.read_text() == "dear"
+
+
+def test_clean_follows_the_link_that_an_output_is(tmp_path):
+    real = tmp_path / "real"
+    real.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(real / "out")
+    (real / ".out.omnimerge").mkdir()
+    assert f"removed {real / '.out.omnimerge'}" in run("clean", link).output
+
+
+def test_a_lock_on_a_folder_that_lost_its_place_is_none(tmp_path, monkeypatch):
+    """Another process may finish between opening the folder and locking it."""
+    out, flock, moved = tmp_path / "out", staging.fcntl.flock, []
+
+    def late(descriptor, how):
+        if not moved:
+            moved.append(1)
+            (tmp_path / ".out.omnimerge").rename(tmp_path / "theirs")
+        flock(descriptor, how)
+
+    monkeypatch.setattr(staging.fcntl, "flock", late)
+    held = staging.Staging(out)
+    assert moved and (tmp_path / ".out.omnimerge").is_dir()
+    with pytest.raises(OutputError, match="another process is writing"):
+        staging.Staging(out)
+    held.discard()
+    assert [p.name for p in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_an_adapter_does_not_take_the_place_of_its_input(recipe, tmp_path):
+    target = tmp_path / "target"
+    omnimerge.merge(recipe, target)
+    before = files(target)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({**recipe, "target": str(target), "select": "linear"}))
+    for command in (
+        ["merge", file, "--as-adapter", "4", "-o", target],
+        ["extract-adapter", target, recipe["target"], "--rank", "4", "-o", target],
+    ):
+        done = run(*command, "--overwrite")
+        assert done.exit_code == 1 and "is or holds an input" in done.stderr, done.output
+    assert files(target) == before
+
+
+def test_threads_do_not_keep_matrices_beyond_the_limit(recipe, tmp_path, monkeypatch):
+    kept = []
+    forget = SliceWorker.forget
+
+    def note(self):
+        kept.append(sum(each.nbytes for each in self._raw.values()))
+        forget(self)
+
+    monkeypatch.setattr(SliceWorker, "forget", note)
+    base = {**recipe, "method": "tsv", "base": recipe["target"], "models": [recipe["target"]] * 2}
+    del base["parameters"]
+    omnimerge.merge(base, tmp_path / "wide")
+    assert not kept
+    omnimerge.merge(base, tmp_path / "narrow", memory=10_000)
+    assert kept
