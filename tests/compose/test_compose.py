@@ -366,6 +366,26 @@ def test_verify_finds_what_was_changed(omni, tmp_path):
     }
 
 
+def test_verify_knows_the_rows_that_are_the_targets(omni, tmp_path, monkeypatch):
+    """Also where a part brought rows behind the target's, as most do."""
+    from omnimerge.engine._verify_folder import WrittenFolder
+    from omnimerge.engine._verify_inputs import MergedAgain
+
+    again = MergedAgain(WrittenFolder(omni[0], json.loads(
+        (omni[0] / "merge_manifest.json").read_text())))  # fmt: skip
+    (job,) = [job for job in omni[1].merge.jobs if job.slot == "llm.head.weight"]
+    rows, width = job.output.shape
+    for brought, expected in (
+        ([], [(0, rows)]),
+        ([rows + 5], [(0, rows)]),
+        ([0, 2, 3, rows + 1], [(1, 2), (4, rows)]),
+        ([rows - 1, 7], [(0, 7), (8, rows - 1)]),
+    ):
+        monkeypatch.setattr(again, "_brought", lambda brought=brought: iter(brought))
+        ranges = [(a // width, b // width) for a, b in again._ranges_of_target(job)]
+        assert ranges == expected
+
+
 def test_verify_without_the_inputs(omni, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(omni[0], out)
@@ -374,3 +394,17 @@ def test_verify_without_the_inputs(omni, tmp_path):
     (out / "merge_manifest.json").write_text(json.dumps(described))
     states = [state for state, _ in found(out, deep=True).values()]
     assert states == ["ok"] * 3 + ["skipped"] * 3
+
+
+def test_verify_with_an_older_manifest(omni, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(omni[0], out)
+    described = json.loads((out / "merge_manifest.json").read_text())
+    del described["files"]
+    for entry in described["tensors"].values():
+        del entry["stored"]
+    for part in described["composed"].values():
+        del part["input"]
+    (out / "merge_manifest.json").write_text(json.dumps(described))
+    states = [state for state, _ in found(out).values()]
+    assert states == ["skipped", "skipped", "ok", "ok", "skipped"]

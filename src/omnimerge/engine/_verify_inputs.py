@@ -18,6 +18,7 @@ from omnimerge.arch.geometry import geometry
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import torch_dtype
 from omnimerge.checkpoint.hub import is_pinned
+from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.remote import is_url
 from omnimerge.engine._verify_folder import CannotLookError, WrittenFolder
 from omnimerge.engine.execute import copied_files, written_config
@@ -53,11 +54,15 @@ class MergedAgain:
         self._is_composed = "composed" in self._described
         self._planned: MergePlan | str | None = None
         # The target's tensor -> tensor of the output.
-        self._places = {
-            entry.get("from", name): name
-            for name, entry in self._described["tensors"].items()
-            if "part" not in entry
-        }
+        self._places: dict[str, str] = {}
+        self._twice: list[str] = []
+        for name, entry in self._described["tensors"].items():
+            if not self._is_composed:
+                self._places[name] = name
+            elif "part" in entry:
+                continue
+            elif self._places.setdefault(entry.get("from", ""), name) != name:
+                self._twice.append(name)
 
     def headers(self) -> Iterator[str]:
         """Hold the manifest's tensors against the plan; for an older manifest, those written."""
@@ -70,21 +75,28 @@ class MergedAgain:
                 ) from None
             return
         planned = {job.output.name: stored(job.output) for job in plan.jobs}
-        if self._folder.says_shapes:
-            tensors = self._described["tensors"]
-            named = {name: tensors[place]["stored"] for name, place in self._places.items()}
-        else:
-            named = {name: stored(meta) for name, meta in weights.tensors.items()}
+        named = self._named(weights)
         if self._is_composed:  # the vocabulary has more rows
             for name in (job.output.name for job in plan.jobs if _is_vocabulary(job)):
                 named.pop(name, None)
                 del planned[name]
+        for name in self._twice:
+            yield f"tensor {name!r} is of the same tensor of the target as another one"
         for name in sorted(planned.keys() ^ named.keys()):
             who, whom = ("recipe", "manifest") if name in planned else ("manifest", "recipe")
             yield f"tensor {name!r} is in the {who} and not in the {whom}"
         for name in planned.keys() & named.keys():
             if planned[name] != named[name]:
                 yield f"tensor {name!r} is {named[name]}; the recipe gives {planned[name]}"
+
+    def _named(self, weights: Checkpoint) -> dict[str, str]:
+        """The target's tensor -> how the manifest says it is stored; an older one's, how it is."""
+        if not self._folder.says_shapes:
+            if self._is_composed:
+                raise CannotLookError("the manifest has no shapes, it is of an older version")
+            return {name: stored(meta) for name, meta in weights.tensors.items()}
+        tensors = self._described["tensors"]
+        return {name: tensors[at].get("stored", "") for name, at in self._places.items()}
 
     def tied(self) -> Iterator[str]:
         """Compare a tied head with the embedding."""
@@ -128,10 +140,11 @@ class MergedAgain:
     def files(self) -> Iterator[str]:
         """Compare what was copied of the target; cards may be edited."""
         plan, out = self._plan(), self._folder.out
-        listed, config = self._described.get("files", {}), written_config(plan)
+        config = written_config(plan)
         for name, new in copied_files(plan).items():
-            if new not in listed or not (out / new).is_file() or name.name == "README.md":
+            if not (out / new).is_file() or name.name == "README.md":
                 continue
+            check_inside(out, out / new)
             if new == "config.json" and config is not None:
                 same = (out / new).read_bytes() == config.encode()
             else:
@@ -149,10 +162,11 @@ class MergedAgain:
         for job in sorted(jobs, key=lambda job: _draw(seed, job.output.name))[:count]:
             where, sums = "", torch.zeros(3, dtype=torch.float64)
             before, name = job.base or (plan.target, job.output.name)
+            place = self._places.get(job.output.name, job.output.name)
             for start, stop in slices_of(plan, job):
                 with one_thread():
                     again = worker.compute(job, start, stop)
-                written = weights.read(self._places[job.output.name], start, stop)
+                written = weights.read(place, start, stop)
                 if not _same(again, written):
                     where = where or f" (elements {start}:{stop})"
                 if where and exact:
@@ -161,7 +175,6 @@ class MergedAgain:
             different, changed, size = sums.sqrt().tolist()
             alike = not exact and different <= _ALIKE * changed + _ROUNDING * size
             if where and not alike:
-                place = self._places[job.output.name]
                 yield f"tensor {place!r} is not what the recipe gives{where}"
 
     def _ranges_of_target(self, job: TensorJob) -> Iterator[tuple[int, int]]:
@@ -170,9 +183,9 @@ class MergedAgain:
         start = 0
         if self._is_composed and _is_vocabulary(job):
             for row in sorted(set(self._brought())):
-                if start < row * width < numel:
-                    yield start, row * width
-                start = min(numel, (row + 1) * width)
+                if start < (before := min(row * width, numel)):
+                    yield start, before
+                start = max(start, min((row + 1) * width, numel))
         if start < numel or not numel:
             yield start, numel
 
