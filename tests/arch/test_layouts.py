@@ -408,6 +408,10 @@ def test_a_layout_file_of_ones_own(tmp_path):
             expected = (1 - ALPHA) * tensor + ALPHA * invented(B)[name]
             torch.testing.assert_close(got.read_tensor(name), expected, rtol=1e-6, atol=1e-6)
     assert omnimerge.inspect(target, layouts=[file])["layout"] == "mine"
+    assert {check.state for check in omnimerge.verify(tmp_path / "out", deep=True)} == {"ok"}
+    file.unlink()
+    checks = {check.name: check.state for check in omnimerge.verify(tmp_path / "out")}
+    assert checks["tied tensors"] == "skipped" and checks["finite numbers"] == "ok"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`omnimerge compose`: what is written, that nothing is lost, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -296,3 +297,114 @@ def test_models_at_urls(part, tmp_path, monkeypatch):
     near, far = tensors(tmp_path / "near"), tensors(tmp_path / "far")
     assert near.keys() == far.keys()
     assert all(torch.equal(near[name], far[name]) for name in near)
+
+
+# --- verify ----------------------------------------------------------------------------------
+
+
+def found(folder, **options):
+    return {
+        check.name: (check.state, check.details) for check in omnimerge.verify(folder, **options)
+    }
+
+
+def test_verify_passes(omni):
+    states = {name: state for name, (state, _) in found(omni[0], deep=True).items()}
+    assert states == dict.fromkeys(
+        [
+            "checksums of the files",
+            "names, shapes and dtypes",
+            "finite numbers",
+            "unmerged tensors are the target's",
+            "towers and projectors are their models'",
+            "20 merged tensors computed again",
+        ],
+        "ok",
+    )
+    described = json.loads((omni[0] / "merge_manifest.json").read_text())
+    written = {p.relative_to(omni[0]).as_posix() for p in omni[0].rglob("*") if p.is_file()}
+    assert described["files"].keys() == written - {"README.md", "merge_manifest.json"}
+
+
+def test_verify_passes_with_another_dtype_and_shards(part, tmp_path):
+    models = [{"model": part("llava")}, {"model": part("qwen2_audio")}]
+    recipe = {"method": "linear", "models": models, "dtype": "bfloat16", "max_shard_size": "60KB"}
+    omnimerge.compose(recipe, tmp_path / "out")
+    checks = found(tmp_path / "out", deep=True)
+    assert {state for state, _ in checks.values()} == {"ok"} and len(checks) == 6
+    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
+
+
+def test_verify_finds_what_was_changed(omni, tmp_path):
+    from safetensors.torch import save_file
+
+    folder, plan = omni
+    shutil.copytree(folder, tmp_path / "out")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    tower = next(iter(plan.parts["image"].tensors.values()))
+    weights[tower].view(-1)[0] += 1
+    weights["lm_head.weight"][3, 0] += 1  # the target's row
+    norm = "model.language_model.norm.weight"
+    weights[norm][0] = float("nan")
+    save_file(weights, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "out" / "modeling_x.py").write_text("")
+    checks = found(tmp_path / "out", deep=True, tensors=1000)
+    failed = {name: details for name, (state, details) in checks.items() if state == "failed"}
+    assert failed == {
+        "checksums of the files": (
+            "modeling_x.py was added: the manifest does not name it",
+            "model.safetensors is not what was written",
+        ),
+        "finite numbers": (f"tensor {norm!r} holds NaN or infinity",),
+        "unmerged tensors are the target's": ("tensor 'lm_head.weight' is not the target's",),
+        "towers and projectors are their models'": (
+            f"tensor {tower!r} is not that of {plan.parts['image'].checkpoint.reference}",
+        ),
+        "1000 merged tensors computed again": (
+            f"tensor {norm!r} is not what the recipe gives (elements 0:32)",
+        ),
+    }
+
+
+def test_verify_knows_the_rows_that_are_the_targets(omni, tmp_path, monkeypatch):
+    """Also where a part brought rows behind the target's, as most do."""
+    from omnimerge.engine._verify_folder import WrittenFolder
+    from omnimerge.engine._verify_inputs import MergedAgain
+
+    again = MergedAgain(WrittenFolder(omni[0], json.loads(
+        (omni[0] / "merge_manifest.json").read_text())))  # fmt: skip
+    (job,) = [job for job in omni[1].merge.jobs if job.slot == "llm.head.weight"]
+    rows, width = job.output.shape
+    for brought, expected in (
+        ([], [(0, rows)]),
+        ([rows + 5], [(0, rows)]),
+        ([0, 2, 3, rows + 1], [(1, 2), (4, rows)]),
+        ([rows - 1, 7], [(0, 7), (8, rows - 1)]),
+    ):
+        monkeypatch.setattr(again, "_brought", lambda brought=brought: iter(brought))
+        ranges = [(a // width, b // width) for a, b in again._ranges_of_target(job)]
+        assert ranges == expected
+
+
+def test_verify_without_the_inputs(omni, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(omni[0], out)
+    described = json.loads((out / "merge_manifest.json").read_text())
+    described["recipe"]["base"] = "in/base"
+    (out / "merge_manifest.json").write_text(json.dumps(described))
+    states = [state for state, _ in found(out, deep=True).values()]
+    assert states == ["ok"] * 3 + ["skipped"] * 3
+
+
+def test_verify_with_an_older_manifest(omni, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(omni[0], out)
+    described = json.loads((out / "merge_manifest.json").read_text())
+    del described["files"]
+    for entry in described["tensors"].values():
+        del entry["stored"]
+    for part in described["composed"].values():
+        del part["input"]
+    (out / "merge_manifest.json").write_text(json.dumps(described))
+    states = [state for state, _ in found(out).values()]
+    assert states == ["skipped", "skipped", "ok", "ok", "skipped"]

@@ -1,5 +1,6 @@
 """Adapters that omnimerge writes: PEFT loads them, and they are what the merge or the model is."""
 
+import json
 import warnings
 
 import peft
@@ -8,6 +9,7 @@ import tiny_adapters
 import tiny_models
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 import omnimerge
 from omnimerge.arch import memory_names
@@ -167,3 +169,72 @@ def test_truncation_of_large_matrices_needs_no_dense_decomposition():
         assert found.left.shape[1] == wanted and energy >= 0.99
     nothing, energy = truncate(torch.zeros(5, 4), rank=2)
     assert nothing.left.shape == (5, 0) and energy == 1.0
+
+
+@pytest.fixture(params=["merge", "extract"])
+def written(request, experts, checkpoints, tmp_path):
+    """An adapter of each of the two commands."""
+    base, adapters = experts
+    if request.param == "merge":
+        recipe = {
+            "method": "task_arithmetic", "base": str(base),
+            "models": [{"adapter": str(a)} for a in adapters],
+        }  # fmt: skip
+        omnimerge.merge_as_adapter(recipe, tmp_path / "lora", 4)
+    else:
+        recipe = {"method": "task_arithmetic", "base": str(base), "models": [
+            {"adapter": str(adapters[0])}]}  # fmt: skip
+        omnimerge.merge(recipe, tmp_path / "model")
+        omnimerge.extract_adapter(base, tmp_path / "model", tmp_path / "lora", rank=4)
+    return tmp_path / "lora"
+
+
+def failures(folder):
+    return {c.name: c.details for c in omnimerge.verify(folder) if c.state == "failed"}
+
+
+def test_verify_passes(written):
+    checks = omnimerge.verify(written, deep=True)
+    assert [check.state for check in checks] == ["ok", "ok", "ok", "skipped"]
+    described = json.loads((written / "merge_manifest.json").read_text())
+    assert described["files"].keys() == {"adapter_config.json", "adapter_model.safetensors"}
+    done = CliRunner().invoke(main, ["verify", str(written)])
+    assert done.exit_code == 0 and done.output.endswith("all 3 checks passed\n")
+
+
+def test_verify_finds_what_was_changed(written):
+    file = written / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(key for key in tensors if "lora_A" in key)
+    other = next(key for key in tensors if "lora_B" in key)
+    tensors[other][0, 0] = float("nan")
+    tensors[name] = tensors[name].half()
+    save_file(tensors, file)
+    (written / "adapter_model.bin").write_bytes(b"x")
+    shape = list(tensors[name].shape)
+    assert failures(written) == {
+        "checksums of the files": (
+            "adapter_model.bin was added: the manifest does not name it",
+            "adapter_model.safetensors is not what was written",
+        ),
+        "names, shapes and dtypes": (f"tensor {name!r} is F16 {shape} instead of F32 {shape}",),
+        "finite numbers": (f"tensor {other!r} holds NaN or infinity",),
+    }
+
+
+def test_verify_finds_another_rank(written):
+    file = written / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "r": 7, "rank_pattern": {}}))
+    found = failures(written)
+    assert found["checksums of the files"] == ("adapter_config.json is not what was written",)
+    assert "its config says 7" in found["names, shapes and dtypes"][0]
+
+
+def test_verify_of_an_adapter_with_an_older_manifest(written):
+    file = written / "merge_manifest.json"
+    described = json.loads(file.read_text())
+    del described["files"], described["tensors"]
+    file.write_text(json.dumps(described))
+    states = [check.state for check in omnimerge.verify(written)]
+    assert states == ["skipped", "skipped", "ok"]

@@ -100,7 +100,7 @@ def test_bytes_that_the_disk_lost_are_no_output(recipe, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "name", "code"),
     [
-        (writer.CheckpointWriter, "_write_index", errno.ENOSPC),
+        (writer.CheckpointWriter, "write_index", errno.ENOSPC),
         (Path, "rename", errno.EACCES),
         (staging, "_sync_tree", errno.EIO),
     ],

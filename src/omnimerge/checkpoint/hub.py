@@ -47,6 +47,18 @@ def is_reference(text: str) -> bool:
     return bool(_REFERENCE.fullmatch(text)) and not text.startswith(".")
 
 
+def is_pinned(text: str) -> bool:
+    """Return whether a text has the form ``owner/name@commit``, which gives the same bytes always.
+
+    Args:
+        text: what a user, or a manifest, says.
+
+    Returns:
+        Whether it has, with all 40 digits of the commit.
+    """
+    return is_reference(text) and bool(_COMMIT.fullmatch(text.partition("@")[2]))
+
+
 def commit_of(folder: Path) -> str:
     """Return the commit that a folder of the Hub's cache holds.
 

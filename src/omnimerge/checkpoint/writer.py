@@ -88,6 +88,7 @@ class CheckpointWriter:
         self.resumed = 0
         self._stem, self.key, self._resume = stem, key, resume
         self._hashing, self._digests = hashing, dict[str, str]()
+        self._has_index = False
         self._tensors = shards
         self._overwrite = overwrite
         self._shards: list[ShardFile] = []
@@ -253,13 +254,15 @@ class CheckpointWriter:
             self._journal.note()  # so that all of it is kept, whatever comes now
         for shard in self._shards:
             shard.sync()
-        if len(self._shards) > 1:
-            self._write_index()
+        self.write_index()
         refuse_existing(self.out, overwrite=self._overwrite)  # it may have appeared meanwhile
         self._close()
         self._staging.commit()
 
-    def _write_index(self) -> None:
+    def write_index(self) -> None:
+        """Write the index of several shards, unless it is written; committing does so too."""
+        if self._has_index or len(self._shards) < 2:
+            return
         weight_map: dict[str, str] = {}
         for shard, tensors in zip(self._shards, self._tensors, strict=True):
             weight_map.update({tensor.name: shard.path.name for tensor in tensors})
@@ -267,6 +270,7 @@ class CheckpointWriter:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         path = self.folder / f"{self._stem}.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        self._has_index = True
 
     def _leave(self, error: BaseException) -> bool:
         """Keep what can be resumed and is worth it, remove everything else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -32,7 +33,9 @@ _SHOWN = 5
 def command(out: Path, deep: bool, tensors: int, seed: int, as_json: bool) -> None:
     """Hold a merged checkpoint against its manifest, its target and its recipe.
 
-    Exits with 1 if something is wrong. What needs inputs that are gone is skipped, and said.
+    OUT was written by `merge`, `compose` or `extract-adapter`. Exits with 1 if something is wrong.
+    What needs inputs that are not there is skipped, and said: run it in the folder where the merge
+    ran.
     """
     from omnimerge.engine.verify import verify
 
@@ -46,5 +49,16 @@ def command(out: Path, deep: bool, tensors: int, seed: int, as_json: bool) -> No
                 echo(f"        {detail}")
             if len(check.details) > _SHOWN:
                 echo(f"        and {len(check.details) - _SHOWN} more")
+        echo(_summary([check.state for check in checks]))
     if any(check.state == "failed" for check in checks):
         raise click.exceptions.Exit(1)
+
+
+def _summary(states: Sequence[str]) -> str:
+    failed, skipped, number = states.count("failed"), states.count("skipped"), len(states)
+    left = f"{skipped} of {number} checks skipped" if skipped else ""
+    if failed:
+        return f"{failed} of {number} checks failed" + (f", {left}" if left else "")
+    if skipped:
+        return f"nothing wrong in what was looked at; {left}"
+    return f"all {number} checks passed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import threading
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from omnimerge.checkpoint import Checkpoint, CheckpointWriter
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
-from omnimerge.checkpoint.writer import MANIFEST_NAME, refuse_existing
+from omnimerge.checkpoint.writer import refuse_existing
 from omnimerge.compose.card import card
 from omnimerge.compose.parts import PartPlan
 from omnimerge.compose.plan import ComposePlan, build_plan, is_vocabulary
@@ -23,7 +22,7 @@ from omnimerge.compose.recipe import ComposeRecipe, load_recipe
 from omnimerge.engine.execute import merged_tensors
 from omnimerge.engine.inputs import checkpoints_of, protect_inputs
 from omnimerge.engine.knowledge import model_statistics
-from omnimerge.engine.manifest import manifest
+from omnimerge.engine.manifest import manifest, roles, stored, write_manifest
 from omnimerge.engine.plan import CHUNK_ELEMENTS, TensorJob, worker_count
 from omnimerge.engine.slices import SliceWorker, slices_of
 from omnimerge.engine.threads import thread_pool
@@ -69,10 +68,11 @@ def compose(
     refuse_existing(out, overwrite=overwrite)
     plan = build_plan(load_recipe(recipe), force=force)
     _check_out(plan, out)
-    with CheckpointWriter(out, plan.shards, overwrite=overwrite) as writer:
+    # Rows of new tokens are written over others: files are hashed when they are complete.
+    with CheckpointWriter(out, plan.shards, overwrite=overwrite, hashing=False) as writer:
         _Stream(plan, writer, on_progress).run()
-        _write_files(plan, writer.folder)
         _verify(plan, writer)
+        _write_files(plan, writer)
     return plan
 
 
@@ -241,15 +241,16 @@ def _rows_of(plan: ComposePlan, part: PartPlan) -> dict[str, str]:
     return found
 
 
-def _write_files(plan: ComposePlan, folder: Path) -> None:
+def _write_files(plan: ComposePlan, writer: CheckpointWriter) -> None:
+    folder = writer.folder
     plan.config.save_pretrained(folder)
     plan.processor.save_pretrained(folder)
     generation = plan.merge.target.folder / "generation_config.json"
     if generation.is_file():
         (folder / generation.name).write_bytes(generation.read_bytes())
+    writer.write_index()
     described = _manifest(plan)
-    text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
-    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+    write_manifest(described, folder, writer.digests())
     (folder / "README.md").write_text(card(described), encoding="utf-8")
 
 
@@ -260,8 +261,14 @@ def _manifest(plan: ComposePlan) -> dict[str, Any]:
     for entry, provides in zip(recipe["models"], plan.recipe.provides, strict=True):
         if provides is not None:
             entry["provides"] = list(provides) or ["text"]
+    inputs = roles(plan.merge)
     found["composed"] = plan.to_dict()["parts"]
-    found["unused"] = plan.unused
+    for name, part in plan.parts.items():
+        role = next(role for role, each in inputs.items() if each is part.checkpoint)
+        # As the user wrote it: what came from the Hub lies in a folder of this machine alone.
+        found["composed"][name] |= {"model": part.checkpoint.reference, "input": role}
+    references = {each.location: each.reference for each in inputs.values()}
+    found["unused"] = {references.get(at, at): names for at, names in plan.unused.items()}
     for alignment in found["alignments"]:
         alignment.pop("unused", None)
     tensors = {
@@ -269,7 +276,9 @@ def _manifest(plan: ComposePlan) -> dict[str, Any]:
     }
     for name, part in plan.parts.items():
         tensors |= {place: {"part": name, "from": disk} for disk, place in part.tensors.items()}
-    found["tensors"] = tensors
+    found["tensors"] = {
+        tensor.name: {**tensors[tensor.name], "stored": stored(tensor)} for tensor in plan.tensors
+    }
     return found
 
 

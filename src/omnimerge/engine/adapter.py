@@ -15,12 +15,13 @@ from omnimerge.arch import SlotMap, align, memory_names, read_all_layouts, slots
 from omnimerge.arch.geometry import geometry
 from omnimerge.arch.hf_tables import parameter_modules
 from omnimerge.checkpoint import Checkpoint, CheckpointWriter, OutputTensor
+from omnimerge.checkpoint.adapter import CONFIG_NAME
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.checkpoint.hub import commit_of, pinned
-from omnimerge.checkpoint.writer import MANIFEST_NAME, refuse_existing
+from omnimerge.checkpoint.writer import refuse_existing
 from omnimerge.engine.inputs import checkpoints_of, protect_inputs
 from omnimerge.engine.knowledge import model_statistics
-from omnimerge.engine.manifest import manifest, versions
+from omnimerge.engine.manifest import manifest, stored, versions, write_manifest
 from omnimerge.engine.plan import MergePlan, TensorJob
 from omnimerge.engine.slices import SliceWorker, low_rank_deltas, merged_delta, slices_of
 from omnimerge.errors import NotMergeableError, OutputError, RecipeError
@@ -89,6 +90,9 @@ def merge_as_adapter(
                 on_progress(done, total)
 
     described = manifest(plan) | {"adapter": {"rank": rank}}
+    described["target_tensors"] = described.pop("tensors")
+    for entry in described["target_tensors"].values():
+        del entry["stored"]  # the adapter stores none of them
     return _write(
         plan.target, changes(), out, described, overwrite=overwrite, finish=finish, rank=rank
     )
@@ -285,9 +289,10 @@ def _write(
     with CheckpointWriter(out, [outputs], overwrite=overwrite, stem="adapter_model") as writer:
         for output, tensor in zip(outputs, collector.tensors.values(), strict=True):
             writer.write(output.name, tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-        for file, content in (("adapter_config.json", config), (MANIFEST_NAME, described)):
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            (writer.folder / file).write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(config, indent=1, ensure_ascii=False)
+        (writer.folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        tensors = {output.name: {"stored": stored(output)} for output in outputs}
+        write_manifest({**described, "tensors": tensors}, writer.folder, writer.digests())
         if finish:
             finish(writer.folder)
     return summary

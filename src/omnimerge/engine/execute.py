@@ -18,20 +18,22 @@ from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.copying import copy_files
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.staging import clean, leftovers, manifest_key
-from omnimerge.checkpoint.writer import refuse_existing
+from omnimerge.checkpoint.writer import MANIFEST_NAME, refuse_existing
 from omnimerge.engine.accelerated import DeviceExecutor
 from omnimerge.engine.devices import check_executor, devices_named
 from omnimerge.engine.executor import EXECUTORS, Executor
 from omnimerge.engine.inputs import InputFiles, checkpoints_of, merge_key, protect_inputs
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.local import MEMORY, LocalExecutor
-from omnimerge.engine.manifest import file_hash, write_manifest
+from omnimerge.engine.manifest import manifest, write_manifest
 from omnimerge.engine.parents import Parents
 from omnimerge.engine.plan import MergePlan, TensorJob
 from omnimerge.engine.planning import with_parameters
 from omnimerge.engine.slices import SliceWorker, slices_of
 from omnimerge.engine.threads import one_thread
 from omnimerge.errors import OutputError, RecipeError, one_line, suggestion
+
+_CARD, _TARGET_CARD = "README.md", "README.target.md"
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes to write)."""
@@ -71,7 +73,8 @@ def run_plan(
         resume: go on with what an interrupted run of the same merge left; without one, begin.
         executor: who computes and writes; default: the threads of this process.
         on_progress: called with (bytes written, bytes to write), first with what was there.
-        finish: called with the folder, all files in place, before it gets its name; may add files.
+        finish: called with the folder, all files in place, before it gets its name; may add the
+            card, README.md.
 
     Returns:
         What of it was there already.
@@ -106,12 +109,12 @@ def run_plan(
         meter = _Meter(writer.resumed, plan.bytes_to_write, on_progress)
         executor.run(plan, files, writer, meter.report)
         _verify(plan, writer)
-        copied = _copy_non_weights(plan, files.copied, writer.folder)
+        _copy_non_weights(plan, writer.folder)
         files.check()
-        digests = writer.digests() | {name: file_hash(writer.folder / name) for name in copied}
-        more = {"devices": dict(executor.devices)} if executor.devices else {}
-        files_hashed = dict(sorted(digests.items()))
-        write_manifest(plan, writer.folder, **more, key=key, files=files_hashed)
+        writer.write_index()
+        described = manifest(plan)
+        described |= {"devices": dict(executor.devices)} if executor.devices else {}
+        write_manifest({**described, "key": key}, writer.folder, writer.digests())
         if finish:
             finish(writer.folder)
     return Outcome(writer.resumed, complete=False)
@@ -218,15 +221,47 @@ class _Meter:
                 self._on_progress(self._done, self._total)
 
 
-def _copy_non_weights(plan: MergePlan, names: Sequence[Path], folder: Path) -> list[str]:
-    """Copy the target's other files; return their names in the output."""
-    renamed = {"README.md": "README.target.md"}
-    copy_files(plan.target.folder, names, folder, renamed=renamed)
-    if plan.recipe.dtype != "auto" and not plan.recipe.stores_float8:
-        config = _with_dtype(plan.target.config, plan.recipe.dtype)
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    return [renamed.get(str(name), str(name)) for name in names]
+def copied_files(plan: MergePlan) -> dict[Path, str]:
+    """Name the target's files that an output has too.
+
+    Of a target that was merged itself, the manifest stays behind; its card takes the place of the
+    one of its own target.
+
+    Args:
+        plan: the merge.
+
+    Returns:
+        Path relative to the target's folder -> name in the output.
+    """
+    names = {name: str(name) for name in plan.target.other_files()}
+    names.pop(Path(MANIFEST_NAME), None)
+    if Path(_CARD) in names:
+        names.pop(Path(_TARGET_CARD), None)
+        names[Path(_CARD)] = _TARGET_CARD
+    return names
+
+
+def written_config(plan: MergePlan) -> str | None:
+    """Return the config.json of an output.
+
+    Args:
+        plan: the merge.
+
+    Returns:
+        Its text; None where it is the target's as it is.
+    """
+    if plan.recipe.dtype == "auto" or plan.recipe.stores_float8:
+        return None
+    config = _with_dtype(plan.target.config, plan.recipe.dtype)
+    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+
+
+def _copy_non_weights(plan: MergePlan, folder: Path) -> None:
+    names = copied_files(plan)
+    renamed = {str(name): new for name, new in names.items()}
+    copy_files(plan.target.folder, list(names), folder, renamed=renamed)
+    if (config := written_config(plan)) is not None:
+        (folder / "config.json").write_text(config, encoding="utf-8")
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

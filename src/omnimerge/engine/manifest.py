@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint
+from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint, OutputTensor, TensorMeta
 from omnimerge.checkpoint.hub import commit_of, license_of, pinned
 from omnimerge.checkpoint.reader import stamp
+from omnimerge.checkpoint.staging import JOURNAL_NAME
 from omnimerge.checkpoint.writer import MANIFEST_NAME
 from omnimerge.engine.plan import MergePlan, TensorJob
+from omnimerge.errors import CheckpointError
+
+_CARD_NAME = "README.md"
 
 
 def manifest(plan: MergePlan) -> dict[str, Any]:
@@ -24,7 +30,7 @@ def manifest(plan: MergePlan) -> dict[str, Any]:
 
     Returns:
         A JSON-ready mapping: recipe, inputs with sizes and header hashes, versions, counts, and per
-        tensor what was done.
+        tensor what was done and how it is stored.
     """
     return {
         "format": 1,
@@ -50,16 +56,21 @@ def manifest(plan: MergePlan) -> dict[str, Any]:
             for a in plan.alignments
         ],
         "tensors": {
-            job.output.name: {
-                "sources": [list(merged.sources) for merged in job.mapped],
-                **({"rule": rule} if (rule := _rule(job)) else {}),
-                **({"parameters": dict(job.parameters)} if _differs(plan, job) else {}),
-            }
-            if job.merged
-            else {"kept": job.reason}
-            for job in plan.jobs
+            job.output.name: {"stored": stored(job.output)} | _done(plan, job) for job in plan.jobs
         },
     }
+
+
+def stored(tensor: OutputTensor | TensorMeta) -> str:
+    """Say how a tensor is stored, on one line of a manifest.
+
+    Args:
+        tensor: of a plan or of a file.
+
+    Returns:
+        For example ``BF16 [2048, 64]``.
+    """
+    return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def pinned_recipe(plan: MergePlan) -> dict[str, Any]:
@@ -108,16 +119,40 @@ def roles(plan: MergePlan) -> dict[str, Checkpoint]:
     return {**found, "base": plan.base} if plan.base else found
 
 
-def write_manifest(plan: MergePlan, folder: Path, **more: Any) -> None:
-    """Write the manifest of a merge into a folder.
+def write_manifest(described: Mapping[str, Any], folder: Path, digests: Mapping[str, str]) -> None:
+    """Write a manifest, with the checksums of all other files, into a folder.
 
     Args:
-        plan: the plan that was carried out.
-        folder: the output folder.
-        **more: further entries: the merge's `key`, the output's `files`.
+        described: what it says.
+        folder: the output folder; all that is still to come is the card, which people edit.
+        digests: checksums that are known already, by file name.
     """
-    text = json.dumps(manifest(plan) | more, indent=1, ensure_ascii=False)
+    names = [name for name in output_files(folder) if name != JOURNAL_NAME]
+    files = {name: digests.get(name) or file_hash(folder / name) for name in names}
+    text = json.dumps({**described, "files": files}, indent=1, ensure_ascii=False)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def output_files(folder: Path) -> list[str]:
+    """List the files that the manifest of a folder has to name, and no others.
+
+    Args:
+        folder: an output.
+
+    Returns:
+        Paths relative to it, sorted: all but the manifest, the card and what is hidden. Links to
+        folders are not followed.
+
+    Raises:
+        CheckpointError: if a folder cannot be read.
+    """
+    found = []
+    for root, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        names = [name for name in (*files, *links) if not name.startswith(".")]
+        found += [Path(root, name).relative_to(folder).as_posix() for name in names]
+    return sorted(set(found) - {MANIFEST_NAME, _CARD_NAME})
 
 
 def file_hash(file: Path) -> str:
@@ -185,6 +220,20 @@ def _origin(folder: Path) -> dict[str, Any]:
     """The commit and the license of what came from the Hub, or would go by its card."""
     found = {"revision": commit_of(folder), "license": license_of(folder)}
     return {key: value for key, value in found.items() if value}
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _done(plan: MergePlan, job: TensorJob) -> dict[str, Any]:
+    if not job.merged:
+        return {"kept": job.reason}
+    return {
+        "sources": [list(merged.sources) for merged in job.mapped],
+        **({"rule": rule} if (rule := _rule(job)) else {}),
+        **({"parameters": dict(job.parameters)} if _differs(plan, job) else {}),
+    }
 
 
 def _rule(job: TensorJob) -> str:
