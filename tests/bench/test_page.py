@@ -19,6 +19,7 @@ from omnimerge.cli import main
 from omnimerge.report.dashboard import read_dashboard, render_dashboard
 
 TASKS = ("VQA", "OCR", "Chart")
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "bench"
 
 
 def scored(name, kind, *scores, deviation=0.01, **more):
@@ -30,8 +31,12 @@ ROWS = (
     scored("base", "base", 0.3, 0.2, 0.1),
     scored("VQA", "expert", 0.6, 0.2, 0.1),
     scored("OCR", "expert", 0.3, 0.7, 0.1),
-    scored("ties", "merged", 0.5, 0.5, 0.2, scale="0.7", seconds=1.5, memory=2.5e6),
-    scored("optmerge", "merged", 0.55, 0.45, 0.5, scale="1", seconds=2.5, memory=3e6),
+    scored(
+        "ties", "merged", 0.5, 0.5, 0.2, scale="0.5 0.9", scale_mean=0.7, seconds=1.5, memory=2.5e6
+    ),
+    scored(
+        "optmerge", "merged", 0.55, 0.45, 0.5, scale="1", scale_mean=1.0, seconds=2.5, memory=3e6
+    ),
     scored("mixture", "reference", 0.6, 0.6, 0.6),
 )
 SEARCHED = scored("ties, scale by search", "search", 0.9, 0.9, 0.9, gain=0.7, gain_deviation=0.02)
@@ -116,7 +121,7 @@ def test_the_table_marks_the_best_merge_of_each_column():
     ties = table["rows"][3]["cells"]
     assert ties[0] == {"value": 50.0, "deviation": 1.0, "best": False}
     assert ties[4:] == [
-        {"text": "0.7"},
+        {"value": 0.7, "text": "0.5 0.9"},
         {"value": 1.5, "deviation": None},
         {"value": 2.5e6, "text": "2 MB"},
     ]
@@ -188,6 +193,10 @@ def test_facts():
     assert [(f["value"], f["detail"]) for f in facts] == [
         ("50.0 %", "optmerge"), ("20.0 %", ""), ("36.7 %", "OCR"), ("60.0 %", "mixture")
     ]  # fmt: skip
+    named = ["best merge", "base", "best expert", "reference"]
+    assert [fact["name"] for fact in facts] == named
+    several = dashboard([board(), board(line="y")])["facts"]
+    assert [f["name"] for f in several] == [f"{line}: {name}" for line in "xy" for name in named]
 
 
 def test_the_analysis():
@@ -245,8 +254,26 @@ def test_folders_become_boards(folder):
     (mean,) = first.experiments
     assert mean.seeds == (0, 1) and mean.rows[0].values[0] == 51.0
     assert mean.rows[0].deviations[0] == pytest.approx(2**0.5)
-    assert mean.outcome[2] == "+ low rank (OptMerge): +11.0 points against WUDI."
+    assert mean.outcome[2] == "+ low rank (OptMerge, LoRA variant): +11.0 points against WUDI."
     assert mean.outcome[3].startswith("As in the paper")  # 11 points, 1.4 of deviation
+    assert mean.outcome[-2].startswith("The paper ran this ablation on its LoRA line;")
+
+
+def test_an_ablation_that_was_saved_before_is_shown_in_todays_words(tmp_path):
+    now = experiment()
+    old = now.rows[-1].model_copy(update={"name": "+ low rank (OptMerge)"})
+    mark(tmp_path)
+    now.model_copy(update={"rows": (*now.rows[:-1], old)}).write(tmp_path / "e.json")
+    (found,) = find_boards([tmp_path])[0].experiments
+    assert [row.name for row in found.rows] == list(ablation.ROWS)
+    assert found.rows == now.rows and found.question == ablation.QUESTION
+    assert found.outcome == tuple(ablation.outcome(now))
+    committed = sorted(COMMITTED.glob("*/seed-0/results/experiment-ablation.json"))
+    assert len(committed) == 2
+    for file in committed:
+        read = experiments.read(file)
+        assert read.rows[-1].name == "+ low rank (OptMerge, LoRA variant)", file
+        assert read.outcome[-2].startswith("The paper ran this ablation on its LoRA line;"), file
 
 
 def test_files_count_once_however_often_they_are_given(folder, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 
 from omnimerge.bench import experiments, results
 from omnimerge.bench.analysis import Analysis, read_analysis
-from omnimerge.bench.experiments.result import Experiment, combined, read_experiment
+from omnimerge.bench.experiments.result import Experiment, combined
 from omnimerge.bench.line import BenchError
 from omnimerge.bench.page import Board
 
@@ -34,7 +34,7 @@ def find_boards(folders: Sequence[Path], scored: Sequence[Board] = ()) -> list[B
     analyses: dict[tuple[str, str], list[Analysis]] = {}
     for file, data in json_files(folders):
         if data.get("kind") == "experiment":
-            experiment = read_experiment(file)
+            experiment = experiments.read(file)
             found.setdefault((experiment.line, experiment.preset), []).append(experiment)
         elif data.get("kind") == "task vectors":
             analyses.setdefault(_built_above(file), []).append(read_analysis(file))

@@ -37,6 +37,7 @@ class Scored:
         gain: the average less the base's, seed by seed; None where there is none.
         gain_deviation: of the gain over the seeds.
         scale: what was chosen, as text.
+        scale_mean: of what was chosen, over the seeds; None where nothing was.
         seconds: that the merge took.
         seconds_deviation: over the seeds.
         memory: bytes at the merge's peak.
@@ -51,6 +52,7 @@ class Scored:
     gain: float | None = None
     gain_deviation: float | None = None
     scale: str = ""
+    scale_mean: float | None = None
     seconds: float | None = None
     seconds_deviation: float | None = None
     memory: float | None = None
@@ -168,14 +170,14 @@ def _facts(line: str, board: Board, alone: bool) -> list[dict[str, str]]:
     if not merged:
         return []
     best = max(merged, key=lambda row: row.average or 0.0)
-    name = "best merge" if alone else f"{line}: best merge"
-    found = [{"name": name, "value": _percent(best), "detail": best.name}]
+    of_line = "" if alone else f"{line}: "
+    found = [{"name": f"{of_line}best merge", "value": _percent(best), "detail": best.name}]
     for kind, name in (("base", "base"), ("expert", "best expert"), ("reference", "reference")):
         rows = [row for row in board.rows if row.kind == kind and row.average is not None]
         if rows:
             top = max(rows, key=lambda row: row.average or 0.0)
             detail = top.name if kind != "base" else ""
-            found.append({"name": name, "value": _percent(top), "detail": detail})
+            found.append({"name": of_line + name, "value": _percent(top), "detail": detail})
     return found
 
 
@@ -209,7 +211,8 @@ def score_table(board: Board) -> Section:
             for value, deviation, top in zip(scores, spreads, tops, strict=True)
         ]
         found += [_cell(row.gain, row.gain_deviation, best=False)] if gained else []
-        found += [{"text": row.scale} if row.scale else None] if scaled else []
+        chosen = {"value": row.scale_mean, "text": row.scale} if row.scale else None
+        found += [chosen] if scaled else []
         return found + (_cost(row) if timed else [])
 
     columns = [{"name": name, "unit": "%", "digits": 1} for name in board.columns]

@@ -239,6 +239,28 @@ def _seeds(folder: Path) -> list[Path]:
     return sorted(found, key=lambda place: int(place.name[5:]))
 
 
+def check_built(line: Line, folder: Path) -> None:
+    """Refuse a folder without the checkpoints that are merged, before anything is written into it.
+
+    Args:
+        line: the line.
+        folder: of one seed.
+
+    Raises:
+        BenchError: naming what is missing.
+    """
+    recipe = line.recipe(folder, "task_arithmetic", {})
+    needed = [recipe.get("base"), recipe.get("target")]
+    needed += [entry.get(key) for entry in recipe["models"] for key in ("model", "adapter")]
+    missing = list(dict.fromkeys(path for path in needed if path and not Path(path).is_dir()))
+    if missing:
+        names = ", ".join(str(Path(path).relative_to(folder)) for path in missing)
+        raise BenchError(
+            f"{folder} has no checkpoints in {names}; give a folder that `omnimerge bench build` "
+            "wrote and nothing was removed from"
+        )
+
+
 def run(
     line: Line,
     folder: Path,
@@ -264,9 +286,10 @@ def run(
         The results.
 
     Raises:
-        BenchError: if a method yields no model that loads and answers, or another process writes
-            into the folder.
+        BenchError: if checkpoints are missing, a method yields no model that loads and answers, or
+            another process writes into the folder.
     """
+    check_built(line, folder)
     built = results.read(Build, folder / results.BUILD_NAME)
     with alone_in(folder):
         rows = Run(line, folder, methods, scales, on_progress, keep).rows()

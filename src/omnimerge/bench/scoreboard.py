@@ -82,6 +82,7 @@ def _scored(table: Table, row: TableRow) -> Scored:
         gain=row.gain.mean if row.gain else None,
         gain_deviation=row.gain.deviation if row.gain else None,
         scale=scales(row.chosen),
+        scale_mean=mean(row.chosen) if row.chosen else None,
         seconds=row.seconds.mean if row.seconds else None,
         seconds_deviation=row.seconds.deviation if row.seconds else None,
         memory=row.peak_bytes.mean if row.peak_bytes else None,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from omnimerge.bench import builder, grid, results, runner
 from omnimerge.bench.line import BenchError
 from omnimerge.bench.processes import alone_in
+from omnimerge.cli import main
 from omnimerge.errors import MethodError
 
 # scale -> (val, test): what is best on val is worst on test.
@@ -57,6 +60,8 @@ class FakeLine:
         self.builds.append(seed)
         if self.broken:
             raise BenchError("out of luck")
+        for name in self.experts:
+            (folder / name).mkdir(exist_ok=True)
         on_progress("learns")
 
     def recipe(self, folder, method, parameters):
@@ -115,6 +120,28 @@ def test_the_scale_is_chosen_on_val_and_test_is_asked_once(line, folder):
     assert [point.scores["one"] for point in row.points] == [0.1, 0.6, 0.5]
     assert (row.seconds, row.peak_bytes) == (2.5, 1000)
     assert row.average == 0.5
+
+
+def test_a_folder_without_checkpoints_stays_as_it_is(line, folder):
+    (folder / "two").rmdir()
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(BenchError, match=r"seed-0 has no checkpoints in two; give a folder that"):
+        go(line, folder)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_committed_results_are_no_folder_to_run_in(tmp_path):
+    """Their build.json alone says that they were built; no seed is touched, nor the first run."""
+    committed = Path(__file__).parents[3] / "benchmarks" / "results" / "bench" / "internvl"
+    place = tmp_path / "internvl"
+    shutil.copytree(committed, place)
+    before = sorted(place.rglob("*"))
+    result = CliRunner().invoke(main, ["bench", "run", str(place)])
+    assert result.exit_code == 1 and result.output.count("\n") == 1
+    assert (
+        "seed-0 has no checkpoints in base, vqa, geometry, chart, ocr, grounding" in result.output
+    )
+    assert sorted(place.rglob("*")) == before
 
 
 def test_search_chooses_without_labels(line, folder, monkeypatch):

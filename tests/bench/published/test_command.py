@@ -96,6 +96,15 @@ def test_against_several_files(tmp_path):
     assert result.exit_code == 1 and "GQA is in another file too" in result.output
 
 
+def test_what_a_file_lacks_is_a_warning(tmp_path):
+    content = {"results": {"gqa": {"exact_match": 0.6}, "mme": {"mme_sum": 2304.0}}}
+    mine = tmp_path / "x_results.json"
+    mine.write_text(json.dumps(content))
+    result = run("adamms-1", "--against", f"adamms={mine}", "--json")
+    assert json.loads(result.stdout)["against"][0]["yours"] == {"GQA": 60.0}
+    assert result.stderr.startswith(f"warning: {mine}: mme has no mme_perception_score")
+
+
 def test_a_wrong_name_is_answered_on_one_line():
     result = run("optmerge-22")
     assert result.exit_code == 1

@@ -20,6 +20,7 @@ MERGED = {
     "optmerge/internvl2.5-1b": 24 * 7 + 3,  # and what the script takes of the projector
     "optmerge/internvl2.5-1b-swudi": 24 * 7,
     "adamms/llava-onevision-into-qwen2-vl": 28 * 12 + 1,  # biases, norms; no embedding, no head
+    "adamms/qwen2-vl-into-llava-onevision": 28 * 12 + 1,
     "adamms/llava-1.5-into-cogvlm": 32 * 12 + 3,  # qkv, o, gate, up, down twice, 2 norms
     "adamms/sharegpt4v-into-cogvlm": 32 * 12 + 3,
     "adamms/mplug-owl2-into-cogvlm": 32 * 12 + 3,
@@ -102,13 +103,17 @@ def test_published_settings(headers):
         assert [given["time"], given["rank_ratio"], given["scale"]] == list(
             table.rows[[r.name for r in table.rows].index(row)].values
         )
-    alpha = yaml.safe_load(
-        (EXAMPLES / "adamms" / "llava-onevision-into-qwen2-vl.yaml").read_text()
-    )["parameters"]["alpha"]
+    alpha, back = (
+        yaml.safe_load((EXAMPLES / "adamms" / f"{file}.yaml").read_text())["parameters"]["alpha"]
+        for file in ("llava-onevision-into-qwen2-vl", "qwen2-vl-into-llava-onevision")
+    )
     sums = {
         r.name: r.values[8] for r in tables.table("adamms-14").rows if r.name.startswith("alpha")
     }
     assert f"alpha {alpha:.1f}" == max(sums, key=sums.__getitem__)
+    both = tables.table("adamms-5")
+    into = "into LLaVA-OneVision"
+    assert both.value(f"alpha {back:.1f}", into) == both.value("AdaMMS", into)
 
 
 def test_the_files_are_sparse(headers):
@@ -127,8 +132,20 @@ def test_the_page_names_every_recipe_and_only_tables_that_exist():
     assert {"optmerge-3", "adamms-1", "models", "evaluations"} <= shown <= set(tables.names())
 
 
+def test_the_page_tells_how_to_evaluate_every_column():
+    page = (EXAMPLES.parent / "docs" / "published.md").read_text()
+    evaluating = page[page.index("## Evaluating") :]
+    for entry in tables.catalogue().evaluations:
+        for name in entry.names[1:]:
+            if name != "chartqa":  # OptMerge's is VLMEvalKit's
+                assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", evaluating), name
+    for target in ("CogVlm", "mPLUG_Owl2", "Cambrian", "LLaVA", "LLaVA_OneVision", "InternVLChat"):
+        assert f"partial({target}, " in evaluating, target
+    assert 'ends in "Answer the question using a single word or phrase."' in evaluating
+
+
 def test_recipes_name_tables_that_exist():
     named = set()
     for file in RECIPES:
         named |= set(re.findall(r"bench published ([\w.-]*\w)", file.read_text()))
-    assert len(named) == 10 and named <= set(tables.names())
+    assert len(named) == 11 and named <= set(tables.names())

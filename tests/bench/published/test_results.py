@@ -6,7 +6,8 @@ import pytest
 
 from omnimerge.bench.published import tables
 from omnimerge.bench.published.compare import compare
-from omnimerge.bench.published.results import ResultsError, read_results
+from omnimerge.bench.published.harnesses import ResultsError
+from omnimerge.bench.published.results import read_results
 
 QWEN = tables.table("optmerge-3")
 
@@ -69,8 +70,6 @@ def test_what_the_table_lacks_is_named():
     assert comparison.left_out == ("POPE",)
     with pytest.raises(ResultsError, match="none of the columns POPE is in this table: VizWiz"):
         compare(QWEN, {"a": {"POPE": 80.0}})
-    with pytest.raises(ResultsError, match="multiply by 100"):
-        compare(QWEN, {"a": {"GQA": 0.5}})
     with pytest.raises(ResultsError, match="two columns are GQA, the second is 'gqa'"):
         compare(QWEN, {"a": {"GQA": 50.0, "gqa": 51.0}})
 
@@ -110,8 +109,79 @@ def test_vlmevalkit(tmp_path):
     with pytest.raises(ResultsError, match="has no row 'algebraic reasoning'"):
         read_results(write(path, lines.replace("algebraic", "other")), "m")
     path = write(tmp_path / "merged_ChartQA_TEST_acc.csv", "test_human,test_aug\n1,2\n")
-    with pytest.raises(ResultsError, match="has not one line with a column Overall"):
+    with pytest.raises(ResultsError, match="has no column 'Overall'; it has: test_human, test_aug"):
         read_results(path, "m")
+    path = write(tmp_path / "merged_ChartQA_TEST_acc.csv", "Overall\n1\n2\n")
+    with pytest.raises(ResultsError, match="has 2 rows of numbers instead of one"):
+        read_results(path, "m")
+
+
+def test_a_share_is_told_from_a_percentage_by_the_data_set(tmp_path):
+    """0.36 is what OptMerge prints for ChartQA of the base; in MMMU's file it would be 36 %."""
+    chart = write(tmp_path / "merged_ChartQA_TEST_acc.csv", "test_human,Overall\n0.5,0.36\n")
+    results = read_results(chart, "base")
+    assert results == {"base": {"ChartQA": 0.36}}
+    assert compare(QWEN, results).rows[0].yours["ChartQA"] == 0.36
+    lines = "split,Overall,Accounting\nvalidation,0.5111,0.4\ndev,0.6,0.5\n"
+    mmmu = write(tmp_path / "MMMU_DEV_VAL_acc.csv", lines)
+    assert read_results(mmmu, "m")["m"] == pytest.approx({"MMMU": 51.11})
+    with pytest.raises(ResultsError, match="no row 'validation'; it has: test, dev"):
+        read_results(write(mmmu, lines.replace("validation", "test")), "m")
+    with pytest.raises(ResultsError, match=r"51.11 is 5111 % by the harness's unit"):
+        read_results(write(mmmu, lines.replace("0.5111", "51.11")), "m")
+    seed = write(tmp_path / "m_SEEDBench_IMG_acc.csv", "split,Overall\nnone,0.762\n")
+    assert read_results(seed, "m")["m"] == pytest.approx({"SEED": 76.2})
+
+
+def test_the_other_files_of_vlmevalkit_that_adamms_needs(tmp_path):
+    lines = "perception,reasoning,OCR\n1700.0,604.08,150.0\n"
+    mme = write(tmp_path / "merged_MME_score.csv", lines)
+    assert read_results(mme, "m")["m"] == pytest.approx({"MME": 2304.08 / 28})
+    content = {"Text Recognition": 280, "Final Score": 855, "Final Score Norm": 85.5}
+    ocr = write(tmp_path / "alpha_MME_0.1_OCRBench_score.json", content)
+    assert read_results(ocr, "m") == {"m": {"OCRBench": 85.5}}
+    with pytest.raises(ResultsError, match="no column 'Final Score Norm'; it has: English"):
+        read_results(write(tmp_path / "m_OCRBench_v2_score.json", {"English": 1}), "m")
+    for path in (mme, ocr):
+        with pytest.raises(ResultsError, match="does not say what was evaluated"):
+            read_results(path)
+
+
+def test_every_data_set_of_vlmevalkit_that_is_listed_has_a_file_that_is_read(tmp_path):
+    """The evaluations table promises what `--against` keeps."""
+    listed = [entry for entry in tables.catalogue().evaluations if entry.vlmevalkit]
+    assert len(listed) == 11
+    for entry in listed:
+        where = entry.vlmevalkit
+        row = dict.fromkeys(where.columns, 50 / where.factor / len(where.columns))
+        if entry.column == "OCRBench":
+            path = write(tmp_path / "m_OCRBench_score.json", row)
+        else:
+            lines = [",".join(["", *row])]
+            lines += [",".join([name, *map(str, row.values())]) for name in where.rows or ("",)]
+            path = write(tmp_path / f"m_{where.dataset}_score.csv", "\n".join(lines))
+        assert read_results(path, "m")["m"] == pytest.approx({entry.column: 50.0})
+
+
+@pytest.mark.parametrize("spelt", ["mme_perception_score", "mme_percetion_score"])
+def test_both_spellings_of_lmms_eval(spelt, tmp_path):
+    scores = {f"{spelt},none": 1700.0, "mme_cognition_score,none": 604.0}
+    path = write(tmp_path / "x_results.json", {"results": {"mme": scores}, "model_name": "m"})
+    assert read_results(path)["m"] == pytest.approx({"MME": 2304 / 28})
+
+
+def test_a_task_without_its_metrics_is_named(tmp_path):
+    results = {"gqa": {"exact_match,none": 0.6}, "mme": {"alias": "mme", "mme_sum,none": 2304.0}}
+    path = write(tmp_path / "x_results.json", {"results": results, "model_name": "m"})
+    told = []
+    assert read_results(path, warn=told.append) == {"m": {"GQA": 60.0}}
+    assert told == [f"{path}: mme has no mme_perception_score, only mme_sum; no MME"]
+    with pytest.raises(ResultsError, match="mme has no mme_perception_score"):
+        read_results(path)
+    del results["gqa"]
+    write(path, {"results": results, "model_name": "m"})
+    with pytest.raises(ResultsError, match="mme has no mme_perception_score"):
+        read_results(path, warn=told.append)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +197,8 @@ def test_vlmevalkit(tmp_path):
         ("r.json", [RECORDS[0] | {"value": "nan"}], "'nan' is no number"),
         ("r.json", [RECORDS[0], RECORDS[0]], "VizWiz is given twice"),
         ("r.json", {"results": {"pope": {}}}, "holds none of the tasks"),
+        ("r.json", [RECORDS[0] | {"value": 0.42}], "are at most 1; .* multiply by 100"),
+        ("r.csv", "method,column,value\nm,gqa,0.5\nm,Avg,0.6\n", "multiply by 100"),
         ("r.csv", "", "is empty"),
         ("r.csv", "a,b\n1,2\n", "the first line must be method,column,value"),
     ],

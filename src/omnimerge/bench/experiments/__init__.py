@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from omnimerge.bench import lines, results
 from omnimerge.bench.experiments.noise import QUESTIONS
-from omnimerge.bench.experiments.result import Experiment
+from omnimerge.bench.experiments.result import Experiment, read_experiment
 from omnimerge.bench.line import BenchError, Line, Report
 from omnimerge.errors import suggestion
 
 ABOUT = {
     "norm-growth": "norm of the merged task vector by iteration: WUDI under Adam, OptMerge",
-    "ablation": "WUDI, + SGD, + mean as the start, + low rank = OptMerge for LoRA",
+    "ablation": "WUDI, + SGD, + mean as the start, + low rank = OptMerge's LoRA variant",
     "rank-ratio": "OptMerge by the share of singular directions that it keeps",
     "distributions": "how the entries of task vectors are spread",
     "overtraining": "merges of experts that were trained for shorter and for longer",
@@ -50,6 +51,26 @@ def get(name: str) -> ModuleType:
         known = ", ".join(ABOUT)
         raise BenchError(f"unknown experiment {name!r}{suggestion(name, ABOUT)}; known: {known}")
     return import_module(f"omnimerge.bench.experiments.{name.replace('-', '_')}")
+
+
+def read(file: Path) -> Experiment:
+    """Read an experiment, in today's words.
+
+    Args:
+        file: what `Experiment.write` wrote, with this version or an older one.
+
+    Returns:
+        The experiment.
+    """
+    found = read_experiment(file)
+    if found.name not in ABOUT:
+        return found
+    as_now: Callable[[Experiment], Experiment] = getattr(get(found.name), "as_now", _as_it_is)
+    return as_now(found)
+
+
+def _as_it_is(found: Experiment) -> Experiment:
+    return found
 
 
 def run(name: str, source: Path, on_progress: Report) -> Experiment:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from omnimerge.bench.published.harnesses import ResultsError
 from omnimerge.bench.published.recompute import derive
-from omnimerge.bench.published.results import Results, ResultsError
+from omnimerge.bench.published.results import Results
 from omnimerge.bench.published.schema import Column, Table, Value
-from omnimerge.bench.published.tables import catalogue
+from omnimerge.bench.published.tables import catalogue, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +53,14 @@ def compare(table: Table, results: Results) -> Comparison:
         The comparison.
 
     Raises:
-        ResultsError: if no column of the results is in the table, if two are the same, or if the
-            numbers are shares of 1 where the table has percent.
+        ResultsError: if no column of the results is in the table, or if two are the same.
     """
     columns = _columns(table)
     rows, left_out = [], []
     for method, given in results.items():
         yours: dict[str, float] = {}
         for name, value in given.items():
-            column = columns.get(_plain(name))
+            column = columns.get(plain(name))
             if column is None:
                 left_out.append(name)
             elif column in yours:
@@ -74,27 +73,21 @@ def compare(table: Table, results: Results) -> Comparison:
             f"none of the columns {', '.join(dict.fromkeys(left_out))} is in this table: "
             f"{', '.join(table.column_names)}"
         )
-    _refuse_shares(table, rows)
     return Comparison(tuple(rows), tuple(dict.fromkeys(left_out)))
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9+]", "", name.lower())
 
 
 def _columns(table: Table) -> dict[str, str]:
     """Map every way to write a heading to the heading."""
-    known = {_plain(name): name for name in table.column_names}
+    known = {plain(name): name for name in table.column_names}
     for entry in catalogue().evaluations:
         if entry.column in table.column_names:
-            tasks = (entry.vlmevalkit, entry.lmms_eval and entry.lmms_eval.task)
-            known |= {_plain(task): entry.column for task in tasks if task}
+            known |= {plain(name): entry.column for name in entry.names}
     return known
 
 
 def _compare_row(table: Table, method: str, yours: dict[str, float]) -> Compared:
-    asked = _plain(method)
-    row = next((r for r in table.rows if asked in (_plain(r.name), _plain(r.method or ""))), None)
+    asked = plain(method)
+    row = next((r for r in table.rows if asked in (plain(r.name), plain(r.method or ""))), None)
     printed = dict(zip(table.column_names, row.values, strict=True)) if row else {}
     published = _numbers(printed.items())
     for column in table.columns:
@@ -116,10 +109,3 @@ def _has_parts(table: Table, column: Column, yours: Mapping[str, float]) -> bool
         return "SUM" in yours
     parts = column.of or [c.name for c in table.columns if c.kind == "score" and not c.formula]
     return set(parts) <= set(yours)
-
-
-def _refuse_shares(table: Table, rows: Iterable[Compared]) -> None:
-    scores = {column.name for column in table.columns if column.kind == "score"}
-    found = [value for row in rows for name, value in row.yours.items() if name in scores]
-    if found and max(abs(value) for value in found) <= 1:
-        raise ResultsError("all values are at most 1; the tables are in percent: multiply by 100")

@@ -6,52 +6,37 @@ Read are
   ``results``;
 * CSV with the columns ``method``, ``column`` and ``value``;
 * lmms-eval's ``…results.json``;
-* VLMEvalKit's ``MODEL_DATASET_acc.csv`` and ``MODEL_DATASET_score.csv``; of MathVista and
-  MATH-Vision the geometry subsets, as OptMerge's tables have them.
+* VLMEvalKit's ``MODEL_DATASET_acc.csv``, ``MODEL_DATASET_score.csv`` and, of OCRBench,
+  ``MODEL_DATASET_score.json``; of MathVista and MATH-Vision the geometry subsets, as OptMerge's
+  tables have them.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omnimerge.bench.published.schema import Evaluation
-from omnimerge.bench.published.tables import catalogue
-from omnimerge.errors import OmnimergeError
+from omnimerge.bench.published import harnesses
+from omnimerge.bench.published.harnesses import ResultsError, Warn, number
+from omnimerge.bench.published.tables import catalogue, plain
 
 Results = dict[str, dict[str, float]]
 """Method -> column -> value."""
 
 _KEYS = {"method", "column", "value"}
 
-# The rows that OptMerge averages; every one counts the same.
-_GEOMETRY = {
-    "MathVista": ("geometry reasoning", "algebraic reasoning", "geometry problem solving"),
-    "MATH-Vision": (
-        "metric geometry - angle",
-        "metric geometry - area",
-        "metric geometry - length",
-        "solid geometry",
-    ),
-}
 
-
-class ResultsError(OmnimergeError):
-    """A file of results is wrong."""
-
-
-def read_results(path: Path, method: str | None = None) -> Results:
+def read_results(path: Path, method: str | None = None, *, warn: Warn | None = None) -> Results:
     """Read a file of results.
 
     Args:
         path: the file.
         method: a name for what was evaluated; needed for VLMEvalKit's files, and otherwise only
             to replace the name in the file.
+        warn: told what had to be left out, in one line; None: it is an error.
 
     Returns:
         Method to column to value, in the unit of the tables.
@@ -65,7 +50,7 @@ def read_results(path: Path, method: str | None = None) -> Results:
         raise ResultsError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ResultsError(f"cannot read {path}: it is not text in UTF-8") from error
-    found = _read_json(text, path) if path.suffix == ".json" else _read_csv(text, path)
+    found = _read_json(text, path, warn) if path.suffix == ".json" else _read_csv(text, path)
     if method is not None:
         if len(found) > 1:
             raise ResultsError(f"{path} holds {len(found)} methods; leave {method}= out")
@@ -75,30 +60,32 @@ def read_results(path: Path, method: str | None = None) -> Results:
     return found
 
 
-def _read_json(text: str, path: Path) -> Results:
+def _read_json(text: str, path: Path, warn: Warn | None) -> Results:
     try:
         content = json.loads(text)
     except ValueError as error:
         raise ResultsError(f"{path} is not JSON: {error}") from error
     records = content.get("results") if isinstance(content, dict) else content
     if isinstance(content, dict) and isinstance(records, dict):
-        return _lmms_eval(content, path)
+        return {harnesses.evaluated(content): harnesses.lmms_eval(content, path, warn)}
+    if isinstance(content, dict) and records is None and (entry := harnesses.of_vlmevalkit(path)):
+        return {"": harnesses.vlmevalkit([content], entry, path)}
     if not isinstance(records, list):
         raise ResultsError(f"{path} holds no list of records with method, column and value")
     return _collect(records, path)
 
 
 def _read_csv(text: str, path: Path) -> Results:
-    rows = list(csv.reader(text.splitlines()))
-    if not rows:
+    lines = [line for line in csv.reader(text.splitlines()) if line]
+    if not lines:
         raise ResultsError(f"{path} is empty")
-    header = [cell.strip().lower() for cell in rows[0]]
-    if set(header) == _KEYS:
-        records = (dict(zip(header, row, strict=False)) for row in rows[1:] if row)
-        return _collect(records, path)
-    for entry in catalogue().evaluations:
-        if entry.vlmevalkit and re.search(rf"_{re.escape(entry.vlmevalkit)}(_|\.)", path.name):
-            return {"": {entry.column: _vlmevalkit(rows, entry, path)}}
+    header = [cell.strip() for cell in lines[0]]
+    if {cell.lower() for cell in header} == _KEYS:
+        keys = [cell.lower() for cell in header]
+        return _collect((dict(zip(keys, line, strict=False)) for line in lines[1:]), path)
+    if entry := harnesses.of_vlmevalkit(path):
+        rows = [dict(zip(header, line, strict=False)) for line in lines[1:]]
+        return {"": harnesses.vlmevalkit(rows, entry, path)}
     raise ResultsError(
         f"{path}: the first line must be method,column,value; or the file VLMEvalKit's "
         "MODEL_DATASET_acc.csv of a data set that `omnimerge bench published evaluations` lists"
@@ -107,66 +94,26 @@ def _read_csv(text: str, path: Path) -> Results:
 
 def _collect(records: Iterable[Any], path: Path) -> Results:
     found: Results = {}
-    for number, record in enumerate(records, start=1):
+    for count, record in enumerate(records, start=1):
         if not isinstance(record, Mapping) or set(record) != _KEYS:
-            raise ResultsError(f"{path}: record {number} must have method, column and value alone")
+            raise ResultsError(f"{path}: record {count} must have method, column and value alone")
         row = found.setdefault(str(record["method"]).strip(), {})
         column = str(record["column"]).strip()
         if column in row:
-            raise ResultsError(f"{path}: record {number}: {column} is given twice for one method")
-        row[column] = _number(record["value"], f"{path}: record {number}")
+            raise ResultsError(f"{path}: record {count}: {column} is given twice for one method")
+        row[column] = number(record["value"], f"{path}: record {count}")
     if not found:
         raise ResultsError(f"{path} holds no results")
+    _refuse_shares(found, path)
     return found
 
 
-def _number(value: Any, where: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise ResultsError(f"{where}: {value!r} is no number")
-    return number
-
-
-def _lmms_eval(content: Mapping[str, Any], path: Path) -> Results:
-    """Take what the tables have from lmms-eval's results, whose metrics are named metric,filter."""
-    found = {}
-    for entry in catalogue().evaluations:
-        if entry.lmms_eval is None:
-            continue
-        scores = content["results"].get(entry.lmms_eval.task)
-        if not isinstance(scores, Mapping):
-            continue
-        plain = {str(key).partition(",")[0]: value for key, value in scores.items()}
-        parts = [plain.get(metric) for metric in entry.lmms_eval.metrics]
-        if None not in parts:
-            where = f"{path}: {entry.lmms_eval.task}"
-            total = sum(_number(part, where) for part in parts)
-            found[entry.column] = total * entry.lmms_eval.factor
-    if not found:
-        raise ResultsError(f"{path} holds none of the tasks that `… published evaluations` lists")
-    return {_evaluated(content): found}
-
-
-def _evaluated(content: Mapping[str, Any]) -> str:
-    """Return the last part of the path of the model that lmms-eval asked."""
-    config = content.get("config")
-    told = str(config.get("model_args", "")) if isinstance(config, Mapping) else ""
-    match = re.search(r"pretrained=([^,]+)", told)
-    name = match.group(1) if match else str(content.get("model_name", ""))
-    return name.rstrip("/").rpartition("/")[2]
-
-
-def _vlmevalkit(rows: list[list[str]], entry: Evaluation, path: Path) -> float:
-    if subjects := _GEOMETRY.get(entry.column):
-        found = {row[0].strip().lower(): row[-1] for row in rows[1:] if row}
-        if missing := [subject for subject in subjects if subject not in found]:
-            raise ResultsError(f"{path} has no row {missing[0]!r}")
-        return sum(_number(found[subject], str(path)) for subject in subjects) / len(subjects)
-    overall = [number for number, name in enumerate(rows[0]) if name.strip() == "Overall"]
-    if len(rows) != 2 or not overall:
-        raise ResultsError(f"{path} has not one line with a column Overall")
-    value = _number(rows[1][overall[0]], str(path))
-    return 100 * value if value <= 1 else value
+def _refuse_shares(found: Results, path: Path) -> None:
+    """Refuse shares of 1 in records, whose unit nobody tells; of the harnesses it is known."""
+    scores = {plain(name) for entry in catalogue().evaluations for name in entry.names}
+    scores |= {plain(name) for name in ("Avg", "SUM")}
+    values = [v for row in found.values() for name, v in row.items() if plain(name) in scores]
+    if values and max(map(abs, values)) <= 1:
+        raise ResultsError(
+            f"{path}: all scores are at most 1; the tables are in percent: multiply by 100"
+        )

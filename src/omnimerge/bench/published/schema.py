@@ -165,10 +165,34 @@ class Model(Strict):
 
 
 class HarnessMetric(Strict):
-    """Where lmms-eval has a number: in `task`, the sum of `metrics`, times `factor`."""
+    """Where lmms-eval has a number: in `task`, the sum of `metrics`, times `factor`.
+
+    Attributes:
+        task: The task's name there.
+        metrics: Their names in current versions.
+        older: What older versions call a metric, by its current name.
+        factor: What makes a percentage of the sum.
+    """
 
     task: Name
     metrics: tuple[Name, ...]
+    older: dict[str, str] = {}
+    factor: float
+
+
+class HarnessFile(Strict):
+    """Where VLMEvalKit has a number: in the file of `dataset`, the mean of `rows`, times `factor`.
+
+    Attributes:
+        dataset: The data set's name there, which is in the file's name.
+        rows: The first cells of the rows that count; empty: the file has one row.
+        columns: Whose sum the number of a row is.
+        factor: What makes a percentage of the number.
+    """
+
+    dataset: Name
+    rows: tuple[Name, ...] = ()
+    columns: tuple[Name, ...] = ("Overall",)
     factor: float
 
 
@@ -181,8 +205,8 @@ class Evaluation(Strict):
         dataset: What is asked.
         split: Which part of it.
         metric: How it is scored.
-        vlmevalkit: The data set's name there.
-        lmms_eval: The task there.
+        vlmevalkit: Where VLMEvalKit has it.
+        lmms_eval: Where lmms-eval has it.
         note: What to take care of.
     """
 
@@ -191,9 +215,15 @@ class Evaluation(Strict):
     dataset: Name
     split: str | None = None
     metric: Name
-    vlmevalkit: str | None = None
+    vlmevalkit: HarnessFile | None = None
     lmms_eval: HarnessMetric | None = None
     note: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every way to write the column: its heading, and its names in the harnesses."""
+        own = (self.vlmevalkit and self.vlmevalkit.dataset, self.lmms_eval and self.lmms_eval.task)
+        return (self.column, *(name for name in own if name))
 
 
 class Catalogue(Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -74,6 +75,18 @@ def catalogue() -> Catalogue:
     return read(_DATA / "catalogue.yaml", Catalogue)
 
 
+def plain(name: str) -> str:
+    """Write a name so that names which mean the same are equal.
+
+    Args:
+        name: of a column or row.
+
+    Returns:
+        The name without case, spaces and hyphens.
+    """
+    return re.sub(r"[^a-z0-9+]", "", name.lower())
+
+
 def read(file: Path, kind: type[_Content]) -> _Content:
     """Read a data file.
 
@@ -127,16 +140,20 @@ def _evaluations() -> Table:
                 entry.dataset,
                 entry.split,
                 entry.metric,
-                entry.vlmevalkit,
-                f"{entry.lmms_eval.task}: {' + '.join(entry.lmms_eval.metrics)}"
-                if entry.lmms_eval
+                _named(entry.vlmevalkit.dataset, entry.vlmevalkit.columns)
+                if entry.vlmevalkit
                 else None,
+                _named(entry.lmms_eval.task, entry.lmms_eval.metrics) if entry.lmms_eval else None,
                 entry.note,
             ),
         )
         for entry in catalogue().evaluations
     ]
     return _texts("Data sets, splits and metrics of the tables' columns", columns, rows)
+
+
+def _named(task: str, numbers: Sequence[str]) -> str:
+    return f"{task}: {' + '.join(numbers)}"
 
 
 def _texts(

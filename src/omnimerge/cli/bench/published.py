@@ -70,16 +70,22 @@ def _list(as_json: bool, as_markdown: bool) -> None:
 
 def _read(against: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Read all files; columns of one method may come from several."""
-    from omnimerge.bench.published.results import ResultsError, read_results
+    from omnimerge.bench.published.harnesses import ResultsError
+    from omnimerge.bench.published.results import read_results
 
     found: dict[str, dict[str, float]] = {}
     for given in against:
         method, equals, path = given.rpartition("=")
         if equals and Path(given).is_file():  # a file whose name has an equals sign
             method, path = "", given
-        for key, values in read_results(Path(path), method or None).items():
+        told = read_results(Path(path), method or None, warn=_warn)
+        for key, values in told.items():
             row = found.setdefault(key, {})
             if twice := sorted(set(row) & set(values)):
                 raise ResultsError(f"{path}: {key}: {twice[0]} is in another file too")
             row |= values
     return found
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)

@@ -28,7 +28,10 @@ def command(folder: Path, methods: str, scales: str, keep: bool) -> None:
     from omnimerge.bench import grid, lines, results, runner
 
     chosen, values = grid.choose_methods(methods), grid.read_scales(scales)
-    for place in runner.built_folders(folder):
+    places = runner.built_folders(folder)
+    for place in places:  # all of them before the first one takes its minutes
+        runner.check_built(lines.built(place), place)
+    for place in places:
         built = results.read(results.Build, place / results.BUILD_NAME)
         click.echo(f"{place}: {built.line} {built.preset}", err=True)
         runner.run(
