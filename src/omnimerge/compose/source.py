@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModel
 
 from omnimerge.compose.configuration import MODALITIES
 from omnimerge.compose.part import PartError, decoder_path
+from omnimerge.compose.renaming import conversions_of, renamed
+from omnimerge.compose.text import text_class
 from omnimerge.errors import CheckpointError, NotMergeableError
 
 _FEATURES = {kind: f"get_{kind}_features" for kind in MODALITIES}
@@ -136,11 +138,21 @@ class Source:
         inside = self.model.get_decoder() is not self.model
         return f"{decoder_path(self.model)}." if inside else ""
 
+    @property
+    def text_class(self) -> str:
+        """The text model's class, where it has to be named."""
+        return text_class(self.model.get_decoder(), self.config.get_text_config(decoder=True))
+
+    @property
+    def conversions(self) -> str:
+        """By which name transformers knows how the text model's tensors are stacked or split."""
+        return conversions_of(self.model) if self.decoder else ""
+
     def memory(self, names: Sequence[str]) -> dict[str, str]:
         """Bring tensor names on disk to names in the base model.
 
-        What transformers stacks or splits when it loads keeps its own leaf, as on disk; the same
-        rule then applies to the composed model.
+        What transformers stacks or splits when it loads keeps its own leaf, as on disk; the composed
+        model is loaded by the same rules (`conversions`).
 
         Args:
             names: as on disk.
@@ -148,28 +160,16 @@ class Source:
         Returns:
             Disk -> memory; names that the model has no place for are left out.
         """
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
+        state = self.model.state_dict()
+        places = {name: each for name, each in renamed(self.model, names).items()
+                  if all(final in state for final in each.final)}  # fmt: skip
+        self._check({final for each in places.values() for final in each.final}, state)
+        return {name: each.plain for name, each in places.items()}
 
-        rules = get_model_conversion_mapping(self.model)
-        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        others = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
-        state, prefix = self.model.state_dict(), self.model.base_model_prefix
-        found = {}
-        for name in names:
-            plain, _ = rename_source_key(name, renamings, [], prefix, state)
-            final, converter = rename_source_key(name, renamings, others, prefix, state)
-            if plain in state:
-                found[name] = plain
-            elif converter is not None and final in state:
-                found[name] = plain.removeprefix(f"{prefix}.") if prefix else plain
-        self._check(found, state, converted=bool(others))
-        return found
-
-    def _check(self, found: Mapping[str, str], state: Mapping[str, Any], converted: bool) -> None:
+    def _check(self, found: Collection[str], state: Mapping[str, Any]) -> None:
         """Refuse a checkpoint whose towers, projectors or language model are not all there."""
-        missing = sorted(set(state) - set(found.values()))
-        if missing and not converted:
+        missing = sorted(set(state) - set(found))
+        if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CheckpointError(
                 f"{self.folder} lacks {len(missing)} tensors of its architecture: "
