@@ -120,7 +120,7 @@ def build_plan(
     targeted = _with_target(recipe)
     plan = build_merge_plan(targeted.merge, force=force, ancestor=ancestor)
     target = Source.open(plan.target.folder)
-    check_head(target.config, plan.target.folder)
+    check_head(target)
     models, provides = _models(targeted, plan)
     sources = {id(plan.target): target}
     for model in models:

@@ -120,11 +120,26 @@ class Source:
             return f"{kind} turns pictures into tokens of its own vocabulary, instead of features"
         if "token_type_ids" in inspect.signature(self.model.forward).parameters:
             return f"the language model of {kind} attends to features in both directions"
+        if self.has_inner_head:
+            return self.inner_head
         try:
             decoder_path(self.model)
         except PartError as error:
             return str(error)
         return ""
+
+    @property
+    def has_inner_head(self) -> bool:
+        """Whether the base model holds the language model together with its head."""
+        return self.model.get_decoder().get_output_embeddings() is not None
+
+    @property
+    def inner_head(self) -> str:
+        """Why a model with such a base model is refused."""
+        return (
+            f"{self.config.model_type} has its language model and the head in one, which a "
+            "composed model keeps apart"
+        )
 
     @property
     def has_mrope(self) -> bool:
@@ -182,20 +197,21 @@ def _has_base_model(config: Any) -> bool:
     return type(config) in AutoModel._model_mapping
 
 
-def check_head(config: Any, folder: Path) -> None:
+def check_head(source: Source) -> None:
     """Refuse a language model whose logits are more than its head's product.
 
     Args:
-        config: the configuration.
-        folder: the checkpoint, for the message.
+        source: the target.
 
     Raises:
-        NotMergeableError: if the logits are scaled or capped.
+        NotMergeableError: if the logits are scaled or capped, or the head is in the base model.
     """
-    text = config.get_text_config(decoder=True)
+    text = source.config.get_text_config(decoder=True)
     odd = [name for name in _SCALED_HEAD if getattr(text, name, None) not in (None, 1, 1.0)]
     if odd:
         raise NotMergeableError(
-            [f"{folder}: the logits of {text.model_type} are changed by {odd[0]}, which a composed "
-             "model does not do"]
+            [f"{source.folder}: the logits of {text.model_type} are changed by {odd[0]}, which a "
+             "composed model does not do"]
         )  # fmt: skip
+    if source.has_inner_head:
+        raise NotMergeableError([f"{source.folder}: {source.inner_head}; give another target"])
