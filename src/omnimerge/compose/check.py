@@ -37,8 +37,9 @@ def check_loads(config: OmniConfig, outputs: Sequence[OutputTensor], target: Pat
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise NotMergeableError(
-            [f"{target}: no composed model can be built over {kind} ({reason}); give another target"]
-        ) from error
+            [f"{target}: no composed model can be built over {kind} ({reason}); give another "
+             "target"]
+        ) from error  # fmt: skip
     problem = _difference(model, outputs)
     if problem:
         raise NotMergeableError(
@@ -56,7 +57,7 @@ def _difference(model: OmniForConditionalGeneration, outputs: Sequence[OutputTen
     for tensor in outputs:
         place = places[tensor.name]
         if any(name not in expected for name in place.final):
-            return f"it has no tensor {place.final[0]!r}"
+            return f"transformers would look for {place.final[0]!r}, which there is not"
         if place.converted:
             stacked[place.final] += math.prod(tensor.shape)
         elif expected[place.final[0]] != tuple(tensor.shape):

@@ -122,8 +122,8 @@ def put_together(
     real = real.to(device)
     text = (real.long().cumsum(-1) - 1).clamp(min=0)
     shifts = torch.zeros_like(moved[0])
-    for each in moved:
-        shifts = shifts + torch.where(real, each.to(device) - text, 0)
+    for positions in moved:
+        shifts = shifts + torch.where(real, positions.to(device) - text, 0)
     highest = (text + shifts).masked_fill(~real, -1).amax(dim=(0, 2))
     after = (highest + 1 - real.sum(-1)).unsqueeze(-1)
     if before is not None:

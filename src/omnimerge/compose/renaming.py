@@ -54,7 +54,8 @@ def renamed(model: Any, names: Sequence[str]) -> dict[str, Renamed]:
     result = {}
     for name in names:
         plain = rename_source_key(name, renamings, [])[0]
-        final, converted = (placed(plain),), False
+        final: tuple[str, ...] = (placed(plain),)
+        converted = False
         for rule in others:
             changed, pattern = rule.rename_source_key(plain)
             if pattern is not None:

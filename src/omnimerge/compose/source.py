@@ -166,8 +166,8 @@ class Source:
     def memory(self, names: Sequence[str]) -> dict[str, str]:
         """Bring tensor names on disk to names in the base model.
 
-        What transformers stacks or splits when it loads keeps its own leaf, as on disk; the composed
-        model is loaded by the same rules (`conversions`).
+        What transformers stacks or splits when it loads keeps its own leaf, as on disk; the
+        composed model is loaded by the same rules (`conversions`).
 
         Args:
             names: as on disk.

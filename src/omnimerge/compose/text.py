@@ -44,4 +44,5 @@ def text_model(config: Any, name: str) -> Any:
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ValueError(f"{module.__name__} has no model {name!r}; use a version that has it")
-    return found._from_config(config)
+    model: Any = found
+    return model._from_config(config)
