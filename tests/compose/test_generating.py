@@ -59,7 +59,7 @@ def test_beams_over_pictures_are_those_of_the_original(part, tmp_path, media):
     torch.testing.assert_close(found.sequences_scores, wanted.sequences_scores, atol=1e-5, rtol=0)
 
 
-def two_prompts(processor, media, side):
+def three_prompts(processor, media, side):
     image, audio = processor.placeholders["image"], processor.placeholders["audio"]
     texts = [TURN.format(f"{image}a{audio}{image}b"), TURN.format("no media")]
     texts += [TURN.format(f"{audio}{image}longer than the others?")]
@@ -73,7 +73,7 @@ def test_beams_and_several_answers_are_those_of_each_prompt_alone(
     request, media, name, side, options
 ):
     model, processor = request.getfixturevalue(name)
-    texts, images, sounds = two_prompts(processor, media, side)
+    texts, images, sounds = three_prompts(processor, media, side)
     together = answers(model, encode(processor, texts, images=images, audio=sounds), **options)
     alone = [
         encode(processor, texts[:1], images=images[:2], audio=sounds[:1]),
@@ -86,7 +86,7 @@ def test_beams_and_several_answers_are_those_of_each_prompt_alone(
 @pytest.mark.parametrize(("name", "side"), [("llava_omni", 28), ("mrope_omni", 56)])
 def test_copies_of_a_prompt_see_what_it_sees(request, media, name, side):
     model, processor = request.getfixturevalue(name)
-    texts, images, sounds = two_prompts(processor, media, side)
+    texts, images, sounds = three_prompts(processor, media, side)
     inputs = encode(processor, texts, images=images, audio=sounds)
     ids, others = model._expand_inputs_for_generation(expand_size=2, **inputs)
     with torch.inference_mode():
@@ -130,11 +130,20 @@ def test_a_placeholder_that_the_model_says_is_a_word(request, media, name, side,
 @pytest.mark.parametrize(("name", "side"), [("llava_omni", 28), ("mrope_omni", 56)])
 def test_a_prompt_in_chunks_is_answered_as_one(request, media, name, side):
     model, processor = request.getfixturevalue(name)
-    texts, images, sounds = two_prompts(processor, media, side)
+    texts, images, sounds = three_prompts(processor, media, side)
     inputs = encode(processor, texts, images=images, audio=sounds)
     whole = answers(model, inputs)
     for size in (1, 8):
         assert torch.equal(answers(model, inputs, prefill_chunk_size=size), whole)
+
+
+@pytest.mark.parametrize(("name", "side"), [("llava_omni", 28), ("mrope_omni", 56)])
+def test_a_static_cache_gives_the_same_answers(request, media, name, side):
+    model, processor = request.getfixturevalue(name)
+    texts, images, sounds = three_prompts(processor, media, side)
+    inputs = encode(processor, texts, images=images, audio=sounds)
+    static = answers(model, inputs, cache_implementation="static")
+    assert torch.equal(static, answers(model, inputs))
 
 
 @pytest.mark.parametrize(("name", "side"), [("llava_omni", 28), ("mrope_omni", 56)])

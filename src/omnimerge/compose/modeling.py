@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import transformers
@@ -164,7 +164,7 @@ class OmniModel(OmniPreTrainedModel):
         Raises:
             ValueError: if media have no placeholders.
         """
-        whole = mask[:, -ids.shape[1] :] if mask is not None and mask.ndim == 2 else None
+        whole = mask[:, -ids.shape[1] :] if _is_plain(mask) else None
         found = []
         for name, part in self.parts.items():
             fed = part(ids, whole, media[name])
@@ -194,9 +194,12 @@ class OmniModel(OmniPreTrainedModel):
             return given
         if shifts is None:
             shifts = fitted(self.rope_deltas, batch).expand(3, -1, -1)
-        seen = torch.ones(batch, past + tokens).long() if mask is None else mask
-        text = (seen.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:].to(shifts.device)
-        moved: Tensor = text + shifts
+        if mask is not None and not _is_plain(mask) and given is not None:
+            text = given  # a static cache has masks of its own, and `generate` gives positions
+        else:
+            seen = mask if _is_plain(mask) else torch.ones(batch, past + tokens)
+            text = (seen.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:]
+        moved: Tensor = text.to(shifts.device) + shifts
         return moved
 
 
@@ -331,6 +334,11 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):  # typ
         """Check keywords of `generate`; the parts' inputs depend on the configuration."""
         known = self.model.inputs
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in known})
+
+
+def _is_plain(mask: Any) -> TypeGuard[Tensor]:
+    """Whether a mask is one of tokens, and not what a static cache makes of it."""
+    return isinstance(mask, Tensor) and mask.ndim == 2
 
 
 def _register() -> None:
