@@ -55,6 +55,24 @@ def omni(part, tmp_path_factory):
     return folder, plan
 
 
+@pytest.fixture(scope="session")
+def qwen_omni(part, tmp_path_factory):
+    """A composed model with M-RoPE: a Qwen2-Audio's ears and a Qwen2-VL's eyes."""
+    import omnimerge
+
+    folder = tmp_path_factory.mktemp("qwen") / "omni"
+    recipe = {
+        "method": "task_arithmetic",
+        "base": part("plain", "qwen2"),
+        "models": [
+            {"model": part("qwen2_audio", "qwen2")},
+            {"model": part("qwen2_vl"), "provides": "image"},
+        ],
+        "parameters": {"scale": 0.4},
+    }
+    return folder, omnimerge.compose(recipe, folder)
+
+
 class Media:
     """Random pictures, sounds and videos."""
 

@@ -158,12 +158,67 @@ def test_a_missing_tower_is_named(part, tmp_path):
     assert "lacks 39 tensors of its architecture: vision_tower." in result.output
 
 
+def changed(folder, source, edit):
+    """A copy of a checkpoint with other weights."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    for file in source.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    held = load_file(folder / "model.safetensors")
+    edit(held)
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+TOWER, ROWS = "vision_tower", "embed_tokens"
+
+
+@pytest.mark.parametrize("leaf", [TOWER, ROWS])
+def test_towers_and_rows_that_hold_nan_are_refused(part, tmp_path, leaf):
+    def edit(held):
+        row = 260 if leaf == ROWS else 0  # of <image>
+        next(v for k, v in held.items() if leaf in k and v.ndim == 2)[row, 0] = float("nan")
+
+    broken = changed(tmp_path / "nan", part("llava"), edit)
+    audio = part("qwen2_audio")
+    file = recipe_file(tmp_path, [broken, audio], target=audio)
+    result = run(file, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "holds NaN; repair the checkpoint" in result.output
+    assert not (tmp_path / "out").exists()
+    assert run(file, "-o", tmp_path / "out", "--force", "finite").exit_code == 0
+    assert any(torch.isnan(tensor).any() for tensor in tensors(tmp_path / "out").values())
+
+
+@pytest.mark.parametrize("leaf", [TOWER, ROWS])
+def test_towers_and_rows_that_overflow_are_refused(part, tmp_path, leaf):
+    def edit(held):
+        row = 260 if leaf == ROWS else 0
+        next(v for k, v in held.items() if leaf in k and v.ndim == 2)[row, 0] = 1e6
+
+    big = changed(tmp_path / "big", part("llava"), edit)
+    audio = part("qwen2_audio")
+    models, into = [big, audio], {"target": audio}
+    file = recipe_file(tmp_path, models, dtype="float16", **into)
+    result = run(file, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "overflows float16; set dtype: bfloat16" in result.output
+    assert not (tmp_path / "out").exists()
+    file = recipe_file(tmp_path, models, dtype="bfloat16", **into)
+    assert run(file, "-o", tmp_path / "out").exit_code == 0
+
+
 def test_wrong_recipes_are_refused_before_anything_is_opened():
     with pytest.raises(RecipeError) as error:
         load_recipe({"method": "linear", "select": "all",
                      "models": [{"model": "a", "provides": "vidio"}, {"model": "b"}]})  # fmt: skip
     assert "models.0.provides: 'vidio' is none of image, audio, video, text" in str(error.value)
     assert "select: all would merge towers" in str(error.value)
+    for odd in ([["image"]], [3], {"a": 1}, []):
+        models = [{"model": "a", "provides": odd}, {"model": "b"}]
+        with pytest.raises(RecipeError, match=r"models\.0\.provides: .*image, audio, video, text"):
+            load_recipe({"method": "linear", "models": models})
     with pytest.raises(RecipeError, match="modles: unknown key"):
         load_recipe({"method": "linear", "modles": [], "models": ["a", "b"]})
 

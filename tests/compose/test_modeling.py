@@ -182,21 +182,6 @@ def test_a_batch_is_answered_as_one_by_one(omni, media):
     assert len({tuple(row) for row in together.tolist()}) > 1
 
 
-@pytest.fixture(scope="session")
-def qwen_omni(part, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("qwen") / "omni"
-    recipe = {
-        "method": "task_arithmetic",
-        "base": part("plain", "qwen2"),
-        "models": [
-            {"model": part("qwen2_audio", "qwen2")},
-            {"model": part("qwen2_vl"), "provides": "image"},
-        ],
-        "parameters": {"scale": 0.4},
-    }
-    return folder, omnimerge.compose(recipe, folder)
-
-
 def test_mrope_moves_text_and_sound_after_an_image(qwen_omni, part, media, monkeypatch):
     folder, plan = qwen_omni
     assert plan.merge.target.folder == part("qwen2_vl")  # the one with M-RoPE gives the text model

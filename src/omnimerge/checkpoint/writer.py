@@ -250,14 +250,22 @@ class CheckpointWriter:
     def _commit(self) -> None:
         if self._staging is None:
             return
-        if self._journal is not None:
-            self._journal.note()  # so that all of it is kept, whatever comes now
+        self.secure()
         for shard in self._shards:
             shard.sync()
         self.write_index()
         refuse_existing(self.out, overwrite=self._overwrite)  # it may have appeared meanwhile
         self._close()
         self._staging.commit()
+
+    def secure(self) -> None:
+        """Wait for the disk and the journal: what is written by now is kept, whatever comes.
+
+        Raises:
+            OSError: if the disk does not take it.
+        """
+        if self._journal is not None:
+            self._journal.note()
 
     def write_index(self) -> None:
         """Write the index of several shards, unless it is written; committing does so too."""

@@ -22,6 +22,9 @@ class OmniConfig(PreTrainedConfig):  # type: ignore[misc]
         parts: name -> ``config`` (of the original model, without dtypes), ``provides`` (a list of
             `MODALITIES`) and ``placeholders``: modality -> ``id`` (the token in this model's
             vocabulary that features are put in place of) and ``native`` (the one in the part's).
+        text_class: the text model's class, where `AutoModel` has none for `text_config`.
+        text_conversions: the model (a ``model_type`` or a class) by whose rules transformers
+            stacks the text model's tensors, such as experts; empty for none but its own.
         tie_word_embeddings: whether the head is the embedding.
         head_bias: whether the head has a bias.
     """
@@ -30,6 +33,8 @@ class OmniConfig(PreTrainedConfig):  # type: ignore[misc]
 
     text_config: dict | PreTrainedConfig | None = None  # type: ignore[type-arg]
     parts: dict | None = None  # type: ignore[type-arg]
+    text_class: str = ""
+    text_conversions: str = ""
     tie_word_embeddings: bool = False
     head_bias: bool = False
 

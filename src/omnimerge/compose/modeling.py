@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import transformers
@@ -12,7 +12,12 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from omnimerge.compose.configuration import OmniConfig
-from omnimerge.compose.part import Fed, Part
+from omnimerge.compose.encoded import Encoded, fitted, put_together
+from omnimerge.compose.part import Part
+from omnimerge.compose.renaming import convert_text_like
+from omnimerge.compose.text import text_model
+
+NEED_IDS = "media need input_ids, which say where they belong"
 
 
 class OmniPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
@@ -26,6 +31,11 @@ class OmniPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model; see transformers."""
+        convert_text_like(self.config.text_conversions)
+        super().save_pretrained(*args, **kwargs)
 
 
 class OmniModel(OmniPreTrainedModel):
@@ -41,7 +51,8 @@ class OmniModel(OmniPreTrainedModel):
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        convert_text_like(config.text_conversions)
+        self.language_model = text_model(config.text_config, config.text_class)
         places = {
             name: {m: (int(p["id"]), int(p["native"])) for m, p in part["placeholders"].items()}
             for name, part in (config.parts or {}).items()
@@ -74,6 +85,7 @@ class OmniModel(OmniPreTrainedModel):
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        encoded: Encoded | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the model.
@@ -85,6 +97,7 @@ class OmniModel(OmniPreTrainedModel):
             past_key_values: the cache.
             inputs_embeds: ``(batch, tokens, hidden)`` instead of `input_ids`; then without media.
             use_cache: whether to return a cache.
+            encoded: what `encode` made of the media, instead of them.
             **kwargs: inputs of the parts, each with its part's name and an underscore before its
                 own name (`inputs` lists them), and what the text model takes.
 
@@ -94,33 +107,38 @@ class OmniModel(OmniPreTrainedModel):
         Raises:
             ValueError: if media have no placeholders, or are given with `inputs_embeds`.
         """
-        media = self._media(kwargs)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        fed: list[Fed] = []
+        media = self.media(kwargs)
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
+            if encoded is None:
+                encoded = self.encode(input_ids, attention_mask, media, past)
             inputs_embeds = self.get_input_embeddings()(input_ids)
-            fed = self._feed(input_ids, attention_mask, media, past)
+            if encoded is not None:
+                inputs_embeds = encoded.put(inputs_embeds, past)
         elif any(media.values()):
-            raise ValueError("media need input_ids, which say where they belong")
-        for each in fed:
-            embeds = each.embeds.to(inputs_embeds.device, inputs_embeds.dtype)
-            place = each.mask.unsqueeze(-1).to(embeds.device)
-            inputs_embeds = torch.where(place, embeds, inputs_embeds)
+            raise ValueError(NEED_IDS)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=self._positions(
-                position_ids, fed, inputs_embeds.shape, attention_mask, past
+                position_ids, encoded, inputs_embeds.shape, attention_mask, past
             ),
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
         )
 
-    def _media(self, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Take the parts' inputs out of the keywords."""
+    def media(self, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Take the parts' inputs out of keywords.
+
+        Args:
+            kwargs: the keywords; those of the parts are removed.
+
+        Returns:
+            Part -> its input, by the name that the original gives it -> value.
+        """
         found: dict[str, dict[str, Any]] = {name: {} for name in self.parts}
         for key in [key for key in kwargs if key in self.inputs]:
             part, name = self.inputs[key]
@@ -129,46 +147,60 @@ class OmniModel(OmniPreTrainedModel):
                 found[part][name] = value
         return found
 
-    def _feed(
-        self, ids: Tensor, mask: Tensor | None, media: dict[str, dict[str, Any]], past: int
-    ) -> list[Fed]:
-        whole = mask[:, -ids.shape[1] :] if mask is not None and mask.ndim == 2 else None
+    def encode(
+        self, ids: Tensor, mask: Tensor | None, media: dict[str, dict[str, Any]], past: int = 0
+    ) -> Encoded | None:
+        """Run the towers.
+
+        Args:
+            ids: ``(batch, tokens)``, with the placeholders of all the media.
+            mask: the attention mask of these tokens, and of those before them.
+            media: what `media` returned.
+            past: how many tokens are before them, in a cache.
+
+        Returns:
+            What the text model gets; None if there are no media.
+
+        Raises:
+            ValueError: if media have no placeholders.
+        """
+        whole = mask[:, -ids.shape[1] :] if _is_plain(mask) else None
         found = []
         for name, part in self.parts.items():
             fed = part(ids, whole, media[name])
             if fed is None and media[name] and not past:
                 raise ValueError(f"inputs of the part {name!r} are given, but no placeholder of it")
             found += [fed] if fed is not None else []
-        return found
+        before = self.rope_deltas if past else None
+        before = None if before is None else fitted(before, ids.shape[0])
+        return put_together(found, whole, past, before)
 
     def _positions(
         self,
         given: Tensor | None,
-        fed: Sequence[Fed],
+        encoded: Encoded | None,
         shape: Sequence[int],
         mask: Tensor | None,
         past: int,
     ) -> Tensor | None:
         """Positions with the shifts of the parts that have M-RoPE."""
-        shifted = [each.positions for each in fed if each.positions is not None]
-        if past == 0:
-            self.rope_deltas = None
-        if not shifted and self.rope_deltas is None:
-            return given
         batch, tokens = int(shape[0]), int(shape[1])
-        device = shifted[0].device if shifted else self.rope_deltas.device  # type: ignore[union-attr]
-        seen = torch.ones(batch, past + tokens, device=device).long() if mask is None else mask
-        text = (seen.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:].to(device)
-        if not shifted:
-            deltas: Any = self.rope_deltas
-            repeated = deltas.repeat_interleave(batch // deltas.shape[0], dim=0)
-            moved: Tensor = (text + repeated).expand(3, -1, -1)
-            return moved
-        real = seen[:, -tokens:].bool().to(device)
-        where = text[None] + sum(torch.where(real, each - text[None], 0) for each in shifted)
-        highest = where.masked_fill(~real[None], -1).amax(dim=(0, 2))
-        self.rope_deltas = (highest + 1 - real.sum(-1)).unsqueeze(-1)
-        return where
+        shifts = None if encoded is None else encoded.shifts_of(past, tokens)
+        if encoded is not None and shifts is not None:
+            self.rope_deltas = encoded.after
+        elif past == 0:
+            self.rope_deltas = None
+        if self.rope_deltas is None:
+            return given
+        if shifts is None:
+            shifts = fitted(self.rope_deltas, batch).expand(3, -1, -1)
+        if mask is not None and not _is_plain(mask) and given is not None:
+            text = given  # a static cache has masks of its own, and `generate` gives positions
+        else:
+            seen = mask if _is_plain(mask) else torch.ones(batch, past + tokens)
+            text = (seen.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:]
+        moved: Tensor = text.to(shifts.device) + shifts
+        return moved
 
 
 class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -263,10 +295,50 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):  # typ
             attentions=outputs.attentions,
         )
 
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Repeat prompts for beams and several answers; run the towers before, once per prompt."""
+        media = self.model.media(model_kwargs)
+        encoded = model_kwargs.pop("encoded", None)
+        if any(media.values()):
+            if input_ids is None or model_kwargs.get("inputs_embeds") is not None:
+                raise ValueError(NEED_IDS)
+            mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+            past = 0 if cache is None else int(cache.get_seq_length())
+            positions = model_kwargs.get("position_ids")
+            known = next((each.shape[-1] for each in (mask, positions) if each is not None), None)
+            # With a cache, the prompt may be what is new, or all.
+            new = input_ids[:, past:] if known in (None, input_ids.shape[1]) else input_ids
+            encoded = self.model.encode(new, mask, media, past)
+        ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if encoded is not None:
+            kwargs["encoded"] = encoded.repeated(expand_size)
+        return ids, kwargs
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Prepare a step; what the towers gave plays no part once it is in the cache."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
+        encoded, cache = inputs.get("encoded"), inputs.get("past_key_values")
+        if encoded is not None and cache is not None and cache.get_seq_length() >= encoded.stop:
+            del inputs["encoded"]
+        return inputs
+
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """Check keywords of `generate`; the parts' inputs depend on the configuration."""
         known = self.model.inputs
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in known})
+
+
+def _is_plain(mask: Any) -> TypeGuard[Tensor]:
+    """Whether a mask is one of tokens, and not what a static cache makes of it."""
+    return isinstance(mask, Tensor) and mask.ndim == 2
 
 
 def _register() -> None:

@@ -14,7 +14,7 @@ from omnimerge.compose.processing import OmniProcessor
 from omnimerge.compose.source import Source
 from omnimerge.compose.vocabulary import chat_template
 from omnimerge.engine import MergePlan
-from omnimerge.errors import RecipeError
+from omnimerge.errors import NotMergeableError, RecipeError
 
 
 def describe(
@@ -33,10 +33,19 @@ def describe(
 
     Returns:
         The configuration.
+
+    Raises:
+        NotMergeableError: if the text model's embedding is not where it is looked for.
     """
     text = plain(target.config.get_text_config(decoder=True))
-    embed = next(o for o in outputs if o.name == f"{TEXT_PREFIX}embed_tokens.weight")
-    text["vocab_size"] = embed.shape[0]
+    embed = f"{TEXT_PREFIX}embed_tokens.weight"
+    rows = next((each.shape[0] for each in outputs if each.name == embed), None)
+    if rows is None:
+        raise NotMergeableError(
+            [f"{target.folder}: the text model of {target.config.model_type} has its embedding in "
+             "another place than a composed model looks for it; give another target"]
+        )  # fmt: skip
+    text["vocab_size"] = rows
     written = {tensor.name for tensor in outputs}
     tied = f"{HEAD}.weight" not in written
     text["tie_word_embeddings"] = tied
@@ -54,6 +63,8 @@ def describe(
     config = OmniConfig(
         text_config=text,
         parts=described,
+        text_class=target.text_class,
+        text_conversions=target.conversions,
         tie_word_embeddings=tied,
         head_bias=f"{HEAD}.bias" in written,
     )

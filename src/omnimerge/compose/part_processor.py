@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omnimerge.compose.options import MEDIA_KWARGS
 from omnimerge.compose.videos import FrameProcessor, without_torchvision
 from omnimerge.errors import CheckpointError
 
@@ -69,14 +70,22 @@ class PartProcessor:
             inner.video_processor = FrameProcessor.load(folder)
         return cls(inner, dict(placeholders), dict(tokens), processor_files(folder))
 
-    def encode(self, media: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def encode(
+        self,
+        media: Mapping[str, Sequence[Any]],
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Process media, each on its own line of text.
 
         Args:
             media: modality -> images, sounds or videos, in order.
+            options: modality -> options of the original's processor.
 
         Returns:
             Modality -> the original's token ids per item; and name -> the model's input.
+
+        Raises:
+            ValueError: if sounds are said to have another rate than the original hears.
         """
         given = {kind: list(items) for kind, items in media.items() if items}
         lines = [self.placeholders[kind] for kind in _KEYWORD if kind in given for _ in given[kind]]
@@ -84,11 +93,7 @@ class PartProcessor:
         for kind in given:
             listed = given[kind] if kind == "audio" else [[item] for item in given[kind]]
             keywords[_KEYWORD[kind]] = listed
-        if "audio" in given:
-            rate = getattr(self._hearing(), "sampling_rate", 16_000)
-            keywords["audio_kwargs"] = {"sampling_rate": rate}
-        if "video" in given:
-            keywords["videos_kwargs"] = {"do_sample_frames": False}
+            keywords[MEDIA_KWARGS[kind]] = self._options(kind, (options or {}).get(kind, {}))
         made = self.inner(
             text=lines,
             return_tensors="pt",
@@ -104,6 +109,21 @@ class PartProcessor:
         dropped = {*_OF_THE_TEXT, *getattr(self.inner, "unused_input_names", ())}
         inputs = {_RENAMED.get(n, n): v for n, v in made.items() if n not in dropped}
         return expanded, inputs
+
+    def _options(self, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        found = {key: value for key, value in given.items() if value is not None}
+        if kind == "audio":
+            rate = getattr(self._hearing(), "sampling_rate", 16_000)
+            if found.setdefault("sampling_rate", rate) != rate:
+                raise ValueError(
+                    f"sounds are given at {found['sampling_rate']} Hz, and this model hears at "
+                    f"{rate}; resample them"
+                )
+        elif kind == "video":
+            found["do_sample_frames"] = False
+            if isinstance(self.inner.video_processor, FrameProcessor):
+                found.pop("video_metadata", None)
+        return found
 
     def _hearing(self) -> Any:
         found = getattr(self.inner, "feature_extractor", None)

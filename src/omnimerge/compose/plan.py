@@ -10,6 +10,7 @@ from omnimerge.arch import component
 from omnimerge.checkpoint import Checkpoint, OutputTensor
 from omnimerge.checkpoint.dtypes import OUTPUT_DTYPES, is_floating, is_known
 from omnimerge.checkpoint.writer import shard_by_size
+from omnimerge.compose.check import check_loads
 from omnimerge.compose.configuration import OmniConfig
 from omnimerge.compose.names import HEAD, TEXT_PREFIX
 from omnimerge.compose.outcome import describe, processor_of
@@ -119,7 +120,7 @@ def build_plan(
     targeted = _with_target(recipe)
     plan = build_merge_plan(targeted.merge, force=force, ancestor=ancestor)
     target = Source.open(plan.target.folder)
-    check_head(target.config, plan.target.folder)
+    check_head(target)
     models, provides = _models(targeted, plan)
     sources = {id(plan.target): target}
     for model in models:
@@ -138,6 +139,7 @@ def build_plan(
     unused = _unused(plan, merge, models, parts, dropped)
     outputs = _outputs(merge, names, parts, plan)
     config = describe(plan, target, parts, outputs)
+    check_loads(config, outputs, plan.target.folder)
     processor = processor_of(plan, tokenizer, parts)
     shards = tuple(tuple(s) for s in shard_by_size(outputs, plan.recipe.max_shard_size))
     return ComposePlan(

@@ -12,6 +12,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from omnimerge.checkpoint.locate import locate
 from omnimerge.compose.configuration import MODALITIES, OmniConfig
+from omnimerge.compose.options import Options, cut, options_of
 from omnimerge.compose.part_processor import PartProcessor
 from omnimerge.compose.videos import videos_in
 
@@ -49,6 +50,7 @@ class OmniProcessor(ProcessorMixin):  # type: ignore[misc]
         for modality in MODALITIES:
             setattr(self, f"{modality}_token", self.placeholders.get(modality))
         found = {k: v for part in self.parts.values() for k, v in part.component.items()}
+        self._components = found
         self.image_processor = found.get("image")
         self.feature_extractor = found.get("audio")
         self.video_processor = found.get("video")
@@ -73,30 +75,32 @@ class OmniProcessor(ProcessorMixin):  # type: ignore[misc]
             text: one text or a list; each medium has its placeholder (`placeholders`) in it.
             videos: a list of frames, or (nested) lists of those.
             audio: one-dimensional arrays of samples at the part's rate, one or a (nested) list.
-            **options: of the tokenizer (``padding``, ``return_tensors``, ...), also as
-                ``text_kwargs``; those of other modalities are the parts' own.
+            **options: of the tokenizer (``padding``, ``truncation``, ``return_tensors``, ...), also
+                as ``text_kwargs``; of the parts' own processors (``sampling_rate``, ``size``, ...),
+                also as ``images_kwargs``, ``audio_kwargs`` and ``videos_kwargs``.
 
         Returns:
             ``input_ids`` and ``attention_mask`` of shape ``(texts, tokens)``, and the inputs of the
             parts, each named after its part.
 
         Raises:
-            ValueError: if there are other numbers of media than of placeholders.
+            ValueError: if there are other numbers of media than of placeholders, an option is
+                unknown, or media would be truncated.
         """
         texts = [text] if isinstance(text, str) else list(text or [])
-        settings = _text_options(options)
-        wanted = settings.pop("return_tensors", None)
-        padding = settings.pop("padding", False)
-        rows: list[list[int]] = self.tokenizer(texts, **settings)["input_ids"]
+        given = options_of(options, self._components)
+        limit = given.limit(self.tokenizer)
+        rows: list[list[int]] = self.tokenizer(texts, **given.encoding)["input_ids"]
         media = {"image": _flat(images), "audio": _flat(audio), "video": videos_in(videos)}
         self._check(rows, media)
-        expanded, inputs = self._encode(media)
-        rows = [self._expand(row, expanded) for row in rows]
-        if padding or wanted:
-            made = self.tokenizer.pad({"input_ids": rows}, padding=padding or False)
+        expanded, inputs = self._encode(media, given)
+        places = {number: modality for modality, number in self._ids.items()}
+        rows = [cut(self._expand(row, expanded), limit, places, self.tokenizer) for row in rows]
+        if given.padding["padding"] or given.tensors:
+            made = self.tokenizer.pad({"input_ids": rows}, **given.padding)
         else:
             made = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-        return BatchFeature({**made, **inputs}, tensor_type=wanted)
+        return BatchFeature({**made, **inputs}, tensor_type=given.tensors)
 
     def _check(self, rows: Sequence[Sequence[int]], media: Mapping[str, Sequence[Any]]) -> None:
         for modality, items in media.items():
@@ -115,14 +119,16 @@ class OmniProcessor(ProcessorMixin):  # type: ignore[misc]
     def _known(self) -> str:
         return ", ".join(self._ids)
 
-    def _encode(self, media: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _encode(
+        self, media: Mapping[str, Sequence[Any]], options: Options
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         expanded: dict[str, list[list[int]]] = {}
         inputs: dict[str, Any] = {}
         for name, part in self.parts.items():
             given = {kind: media[kind] for kind in part.placeholders if media.get(kind)}
             if not given:
                 continue
-            found, values = part.encode(given)
+            found, values = part.encode(given, options.media)
             inputs |= {f"{name}_{key}": value for key, value in values.items()}
             for kind, rows in found.items():
                 expanded[kind] = [self._ours(part, row) for row in rows]
@@ -231,13 +237,6 @@ class OmniProcessor(ProcessorMixin):  # type: ignore[misc]
     def model_input_names(self) -> list[str]:
         """Names of the inputs that a text alone gives."""
         return list(self.tokenizer.model_input_names)
-
-
-def _text_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a processor's options is for the tokenizer."""
-    known = ("padding", "return_tensors", "add_special_tokens", "padding_side")
-    found = {key: options[key] for key in known if key in options}
-    return {**found, **(options.get("text_kwargs") or {})}
 
 
 def _flat(value: Any) -> list[Any]:

@@ -93,10 +93,10 @@ def _provided(given: Any, number: int, problems: list[str]) -> tuple[str, ...] |
         problems.append(f"{key}: give one or several of {', '.join(KNOWN)}")
         return None
     for word in words:
-        if word not in KNOWN:
+        if not isinstance(word, str) or word not in KNOWN:
             hint = suggestion(str(word), KNOWN)
             problems.append(f"{key}: {word!r} is none of {', '.join(KNOWN)}{hint}")
-    return tuple(dict.fromkeys(word for word in words if word != TEXT))
+    return tuple(dict.fromkeys(str(word) for word in words if word != TEXT))
 
 
 def _beside(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModel
 
 from omnimerge.compose.configuration import MODALITIES
 from omnimerge.compose.part import PartError, decoder_path
+from omnimerge.compose.renaming import conversions_of, renamed
+from omnimerge.compose.text import text_class
 from omnimerge.errors import CheckpointError, NotMergeableError
 
 _FEATURES = {kind: f"get_{kind}_features" for kind in MODALITIES}
@@ -118,11 +120,26 @@ class Source:
             return f"{kind} turns pictures into tokens of its own vocabulary, instead of features"
         if "token_type_ids" in inspect.signature(self.model.forward).parameters:
             return f"the language model of {kind} attends to features in both directions"
+        if self.has_inner_head:
+            return self.inner_head
         try:
             decoder_path(self.model)
         except PartError as error:
             return str(error)
         return ""
+
+    @property
+    def has_inner_head(self) -> bool:
+        """Whether the base model holds the language model together with its head."""
+        return self.model.get_decoder().get_output_embeddings() is not None
+
+    @property
+    def inner_head(self) -> str:
+        """Why a model with such a base model is refused."""
+        return (
+            f"{self.config.model_type} has its language model and the head in one, which a "
+            "composed model keeps apart"
+        )
 
     @property
     def has_mrope(self) -> bool:
@@ -136,11 +153,21 @@ class Source:
         inside = self.model.get_decoder() is not self.model
         return f"{decoder_path(self.model)}." if inside else ""
 
+    @property
+    def text_class(self) -> str:
+        """The text model's class, where it has to be named."""
+        return text_class(self.model.get_decoder(), self.config.get_text_config(decoder=True))
+
+    @property
+    def conversions(self) -> str:
+        """By which name transformers knows how the text model's tensors are stacked or split."""
+        return conversions_of(self.model) if self.decoder else ""
+
     def memory(self, names: Sequence[str]) -> dict[str, str]:
         """Bring tensor names on disk to names in the base model.
 
-        What transformers stacks or splits when it loads keeps its own leaf, as on disk; the same
-        rule then applies to the composed model.
+        What transformers stacks or splits when it loads keeps its own leaf, as on disk; the
+        composed model is loaded by the same rules (`conversions`).
 
         Args:
             names: as on disk.
@@ -148,28 +175,16 @@ class Source:
         Returns:
             Disk -> memory; names that the model has no place for are left out.
         """
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
+        state = self.model.state_dict()
+        places = {name: each for name, each in renamed(self.model, names).items()
+                  if all(final in state for final in each.final)}  # fmt: skip
+        self._check({final for each in places.values() for final in each.final}, state)
+        return {name: each.plain for name, each in places.items()}
 
-        rules = get_model_conversion_mapping(self.model)
-        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        others = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
-        state, prefix = self.model.state_dict(), self.model.base_model_prefix
-        found = {}
-        for name in names:
-            plain, _ = rename_source_key(name, renamings, [], prefix, state)
-            final, converter = rename_source_key(name, renamings, others, prefix, state)
-            if plain in state:
-                found[name] = plain
-            elif converter is not None and final in state:
-                found[name] = plain.removeprefix(f"{prefix}.") if prefix else plain
-        self._check(found, state, converted=bool(others))
-        return found
-
-    def _check(self, found: Mapping[str, str], state: Mapping[str, Any], converted: bool) -> None:
+    def _check(self, found: Collection[str], state: Mapping[str, Any]) -> None:
         """Refuse a checkpoint whose towers, projectors or language model are not all there."""
-        missing = sorted(set(state) - set(found.values()))
-        if missing and not converted:
+        missing = sorted(set(state) - set(found))
+        if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CheckpointError(
                 f"{self.folder} lacks {len(missing)} tensors of its architecture: "
@@ -182,20 +197,21 @@ def _has_base_model(config: Any) -> bool:
     return type(config) in AutoModel._model_mapping
 
 
-def check_head(config: Any, folder: Path) -> None:
+def check_head(source: Source) -> None:
     """Refuse a language model whose logits are more than its head's product.
 
     Args:
-        config: the configuration.
-        folder: the checkpoint, for the message.
+        source: the target.
 
     Raises:
-        NotMergeableError: if the logits are scaled or capped.
+        NotMergeableError: if the logits are scaled or capped, or the head is in the base model.
     """
-    text = config.get_text_config(decoder=True)
+    text = source.config.get_text_config(decoder=True)
     odd = [name for name in _SCALED_HEAD if getattr(text, name, None) not in (None, 1, 1.0)]
     if odd:
         raise NotMergeableError(
-            [f"{folder}: the logits of {text.model_type} are changed by {odd[0]}, which a composed "
-             "model does not do"]
+            [f"{source.folder}: the logits of {text.model_type} are changed by {odd[0]}, which a "
+             "composed model does not do"]
         )  # fmt: skip
+    if source.has_inner_head:
+        raise NotMergeableError([f"{source.folder}: {source.inner_head}; give another target"])

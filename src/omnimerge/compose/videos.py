@@ -35,6 +35,8 @@ class FrameProcessor:
         merge_size: patches per token, along one side.
     """
 
+    options = frozenset({*_SETTINGS, "do_sample_frames", "video_metadata"})
+
     def __init__(self, frames: Any, *, temporal_patch_size: int = 0, merge_size: int = 2) -> None:
         self.frames = frames
         self.temporal_patch_size = temporal_patch_size
@@ -68,29 +70,31 @@ class FrameProcessor:
         given.setdefault("do_center_crop", "crop_size" in given)
         return cls(CLIPImageProcessorPil(**given))
 
-    def __call__(self, videos: Any, **_: Any) -> BatchFeature:
+    def __call__(self, videos: Any, **options: Any) -> BatchFeature:
         """Process videos, every frame of them.
 
         Args:
             videos: one video, a list of videos, or lists of them; a video is a list of frames.
+            **options: `options` that are for single frames count, all others play no part.
 
         Returns:
             The model's inputs, as tensors.
         """
+        given = {k: v for k, v in options.items() if k in _SETTINGS and v is not None}
         each = videos_in(videos)
         if self.temporal_patch_size:
-            return self._patches(each)
-        pixels = [self._pixels(frames) for frames in each]
+            return self._patches(each, given)
+        pixels = [np.stack([self._frame(f, given)["pixel_values"][0] for f in v]) for v in each]
         return BatchFeature({"pixel_values_videos": np.stack(pixels)}, tensor_type="pt")
 
-    def _pixels(self, frames: Sequence[Any]) -> Any:
-        return np.stack([self.frames(f, return_tensors="np")["pixel_values"][0] for f in frames])
+    def _frame(self, frame: Any, given: dict[str, Any]) -> Any:
+        return self.frames(frame, return_tensors="np", **given)
 
-    def _patches(self, videos: Sequence[Sequence[Any]]) -> BatchFeature:
+    def _patches(self, videos: Sequence[Sequence[Any]], given: dict[str, Any]) -> BatchFeature:
         step, rows, grids = self.temporal_patch_size, [], []
         for frames in videos:
             padded = [*frames, *[frames[-1]] * (-len(frames) % step)]
-            made = [self.frames(frame, return_tensors="np") for frame in padded]
+            made = [self._frame(frame, given) for frame in padded]
             size = int(self.frames.patch_size)
             # An image fills all its time slots with one frame; a video has another one in each.
             slots = [m["pixel_values"].reshape(-1, 3, step, size, size)[:, :, 0] for m in made]

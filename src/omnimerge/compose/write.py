@@ -6,13 +6,14 @@ import math
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from omnimerge.checkpoint import Checkpoint, CheckpointWriter
+from omnimerge.checkpoint import Checkpoint, CheckpointWriter, OutputTensor
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.writer import refuse_existing
 from omnimerge.compose.card import card
@@ -23,7 +24,7 @@ from omnimerge.engine.execute import merged_tensors
 from omnimerge.engine.inputs import checkpoints_of, protect_inputs
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.manifest import manifest, roles, stored, write_manifest
-from omnimerge.engine.plan import CHUNK_ELEMENTS, TensorJob, worker_count
+from omnimerge.engine.plan import MergePlan, TensorJob, worker_count
 from omnimerge.engine.slices import SliceWorker, slices_of
 from omnimerge.engine.threads import thread_pool
 from omnimerge.errors import OutputError
@@ -76,6 +77,33 @@ def compose(
     return plan
 
 
+def copying(merge: MergePlan, checkpoint: Checkpoint) -> MergePlan:
+    """Return a merge that copies from another checkpoint, with the same checks for NaN and range.
+
+    Args:
+        merge: the merge.
+        checkpoint: what is copied from.
+
+    Returns:
+        What `copy_job` is a job of.
+    """
+    return replace(merge, target=checkpoint)
+
+
+def copy_job(name: str, output: OutputTensor) -> TensorJob:
+    """Return the job that copies a tensor.
+
+    Args:
+        name: the tensor on disk.
+        output: what it becomes: dtype and shape.
+
+    Returns:
+        The job.
+    """
+    copied = OutputTensor(name, output.dtype, output.shape)
+    return TensorJob(copied, "", (), None, {}, None, "a tensor of a part")
+
+
 def _check_out(plan: ComposePlan, out: Path) -> None:
     protect_inputs(out, checkpoints_of(plan.merge))
     parent = next((p for p in out.absolute().parents if p.is_dir()), Path("/"))
@@ -98,6 +126,7 @@ class _Stream:
         self._on_progress = on_progress
         self._lock = threading.Lock()
         self._done = 0
+        self._planned = {tensor.name: tensor for tensor in plan.tensors}
 
     def run(self) -> None:
         """Write every tensor, then the rows of new tokens over those of the target."""
@@ -153,21 +182,15 @@ class _Stream:
         return task
 
     def _copying(self, checkpoint: Checkpoint, name: str, place: str) -> _Work:
+        job = copy_job(name, self._planned[place])
+        size = item_size(job.output.dtype)
+
         def task(_: SliceWorker) -> None:
-            dtype = self._dtype(place)
-            numel = checkpoint.meta(name).numel
-            for start in range(0, numel, CHUNK_ELEMENTS):
-                data = checkpoint.read(name, start, min(numel, start + CHUNK_ELEMENTS))
-                data = data if dtype is None else data.to(dtype)
-                self._write(place, data, start * data.element_size())
+            worker = SliceWorker(copying(self._plan.merge, checkpoint))
+            for start, stop in slices_of(self._plan.merge, job):
+                self._write(place, worker.compute(job, start, stop), start * size)
 
         return task
-
-    def _dtype(self, place: str) -> torch.dtype | None:
-        """What a part's tensor is converted to; None where it stays as it is."""
-        if self._plan.merge.recipe.dtype == "auto":
-            return None
-        return torch_dtype(next(t.dtype for t in self._plan.tensors if t.name == place))
 
     def _write(self, place: str, data: Tensor, start: int, *, counts: bool = True) -> None:
         raw = data.contiguous().view(torch.uint8).numpy().data
@@ -213,15 +236,17 @@ def _rows(plan: ComposePlan, wanted: str | None = None) -> Iterator[tuple[str, i
     """Tensor of the output, row, and what the part that brings the row's token has there."""
     for part in plan.parts.values():
         sources = _rows_of(plan, part)
+        worker = SliceWorker(copying(plan.merge, part.checkpoint))
         for job in plan.merge.jobs:
             source = sources.get(job.slot) if is_vocabulary(job) else None
             place = plan.names[job.output.name]
             if source is None or wanted not in (None, place):
                 continue
             width = math.prod(job.output.shape[1:])
+            theirs = copy_job(source, job.output)
             for each in part.brought:
-                row = part.checkpoint.read(source, each.native * width, (each.native + 1) * width)
-                yield place, each.id, row.to(torch_dtype(job.output.dtype))
+                start = each.native * width
+                yield place, each.id, worker.compute(theirs, start, start + width)
 
 
 def _rows_of(plan: ComposePlan, part: PartPlan) -> dict[str, str]:

@@ -108,6 +108,7 @@ def run_plan(
     with writer, _memory_told():
         meter = _Meter(writer.resumed, plan.bytes_to_write, on_progress)
         executor.run(plan, files, writer, meter.report)
+        writer.secure()
         _verify(plan, writer)
         _copy_non_weights(plan, writer.folder)
         files.check()

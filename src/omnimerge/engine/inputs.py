@@ -120,7 +120,7 @@ def jobs_digest(plan: MergePlan) -> str:
         base = job.base and job.base[1]
         parameters = sorted(job.parameters.items())
         names = [name for _, name in job.sources]
-        done = (job.output, names, base, parameters, job.depth, job.reason, mapped, job.own)
+        done = (job.output, names, base, parameters, job.depth, job.merged, mapped, job.own)
         digest.update(repr(done).encode())
     return digest.hexdigest()
 
