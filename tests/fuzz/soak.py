@@ -113,6 +113,9 @@ def with_hypothesis(name: str, folder: Path, seconds: float) -> None:
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
+    from omnimerge.compose.registration import ensure
+
+    ensure()  # importing transformers takes seconds, and is no hang of the first case
     record = Record(name, folder, seconds)
 
     @st.composite
@@ -142,6 +145,9 @@ def with_atheris(name: str, folder: Path, seconds: float) -> None:
     with atheris.instrument_imports(include=list(_INSTRUMENTED), enable_loader_override=False):
         import hostile
 
+        from omnimerge.compose.registration import ensure
+
+        ensure()
     record = Record(name, folder, seconds)
 
     def one(data: bytes) -> None:
