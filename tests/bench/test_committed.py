@@ -26,7 +26,7 @@ def test_merging_beats_base_and_every_expert_on_the_average(line):
     assert len([key for key in found if key[0] == "method"]) >= 20
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "wudi", "optmerge"])
+@pytest.mark.parametrize("method", ["optmerge", "aswudi", "tsv", "metagpt"])
 def test_the_omni_model_is_as_good_as_each_expert_and_better_on_mixed_questions(method):
     found = rows("modality")
     omni = found["method", method].cells
