@@ -253,11 +253,7 @@ def _in_the_way(folder: Path) -> OutputError:
 
 
 def _locked(folder: Path, out: Path) -> int | None:
-    """Lock a folder; None where the file system has no locks.
-
-    Raises:
-        FileNotFoundError: if there is none, or what was locked is no longer at this place.
-    """
+    """Lock a folder; None where the file system has no locks. FileNotFoundError if it is gone."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -112,7 +112,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "quick": Preset(
             look=_QUICK_LOOK,
             answer=_QUICK_ANSWER,
-            expert=Stage(150, 4e-3, turns=2),
+            expert=Stage(150, 1.5e-3, turns=2),
             mixture=Stage(150, 5e-4, turns=2),
             kinds=_QUICK_KINDS,
             pool=1000,
