@@ -47,6 +47,7 @@ def test_planning_is_linear_in_the_tensors(experts):
         profile.runcall(planned, folders)
         calls.append(pstats.Stats(profile).total_calls)
     assert calls[1] / calls[0] < 1.1 * many / few, calls
+    assert calls[1] < 900 * many, calls  # seconds depend on the machine: benchmarks/planning.py
 
     def seconds(layers):
         folders, found = experts(layers), []
@@ -58,5 +59,4 @@ def test_planning_is_linear_in_the_tensors(experts):
 
     short, long = seconds(FEW), seconds(MANY)
     assert long / short < 2 * many / few, (short, long)  # twice as much for a machine that is busy
-    assert long < 3, long
     print(f"{few:,} tensors {short:.2f} s, {many:,} tensors {long:.2f} s; calls {calls}")
