@@ -139,6 +139,22 @@ def test_a_kill_just_before_the_folder_gets_its_name(recipe, tmp_path, monkeypat
     assert files(out) == files(tmp_path / "whole")
 
 
+def test_a_kill_before_the_earlier_output_is_removed(recipe, tmp_path, monkeypatch):
+    """It has taken the hidden name then, and looks like a merge that lacks but its name."""
+    out = tmp_path / "out"
+    omnimerge.merge({**recipe, "parameters": {"alpha": 0.1}}, out)
+    omnimerge.merge(recipe, tmp_path / "whole")
+    child = os.fork()
+    if not child:
+        shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        omnimerge.merge(recipe, out, overwrite=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert files(out) == files(tmp_path / "whole") and (tmp_path / ".out.omnimerge").is_dir()
+    omnimerge.merge(recipe, out, overwrite=True, resume=True)
+    assert files(out) == files(tmp_path / "whole") and staging.leftovers(out) == []
+
+
 def test_out_of_memory_is_one_line_and_keeps_what_is_done(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "INTERVAL", 0.01)
     compute, calls = SliceWorker.compute, []

@@ -40,13 +40,15 @@ class Leftover:
         folder: where it is.
         out: the output that it was to become, or was.
         nbytes: what it takes on disk.
-        resumable: whether a merge can go on with it.
+        begun: whether its journal says that a merge was not done with it.
+        resumable: whether a merge can go on with it, or has but to name it.
         replaced: whether it is an earlier output that was about to be replaced.
     """
 
     folder: Path
     out: Path
     nbytes: int
+    begun: bool
     resumable: bool
     replaced: bool
 
@@ -168,9 +170,9 @@ def leftovers(path: Path) -> list[Leftover]:
             continue
         nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         out = folder.with_name(folder.name.removeprefix(".").removesuffix(suffix))
-        begun = (folder / JOURNAL_NAME).is_file() and (folder / JOURNAL_NAME).stat().st_size > 0
-        resumable = suffix == _SUFFIX and (begun or is_finished(folder))
-        found.append(Leftover(folder, out, nbytes, resumable, suffix == _OLD_SUFFIX))
+        begun = suffix == _SUFFIX and _is_begun(folder)
+        resumable = begun or (suffix == _SUFFIX and is_finished(folder))
+        found.append(Leftover(folder, out, nbytes, begun, resumable, suffix == _OLD_SUFFIX))
     return found
 
 
@@ -224,9 +226,12 @@ def is_finished(folder: Path) -> bool:
     Returns:
         Whether its journal is gone, or not begun again, and its manifest has a key.
     """
+    return not _is_begun(folder) and bool(manifest_key(folder))
+
+
+def _is_begun(folder: Path) -> bool:
     journal = folder / JOURNAL_NAME
-    begun = journal.is_file() and journal.stat().st_size > 0
-    return not begun and bool(manifest_key(folder))
+    return journal.is_file() and journal.stat().st_size > 0
 
 
 def manifest_key(folder: Path) -> str:

@@ -90,7 +90,7 @@ def run_plan(
     key = merge_key(plan, files, executor.devices)
     if resume and manifest_key(out) == key:
         for each in leftovers(out):  # killed between taking its place and removing the earlier one
-            if not each.resumable and each.out == out:
+            if not each.begun and each.out == out:  # it is the earlier one, however whole
                 clean(each)
         if on_progress:
             on_progress(plan.bytes_to_write, plan.bytes_to_write)
