@@ -131,12 +131,12 @@ class Staging:
             self.folder.rename(self.out)
         _sync_folder(self.out.parent)
         if earlier is not None:
-            shutil.rmtree(earlier, ignore_errors=True)
+            _remove(earlier)
         self.release()
 
     def discard(self) -> None:
         """Remove the folder, and those above it that were made for it and are empty."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
         self.release()
         with contextlib.suppress(OSError):  # a folder that is not empty is not ours any more
             for folder in self._made:
@@ -248,6 +248,17 @@ def manifest_key(folder: Path) -> str:
     except (OSError, ValueError, RecursionError):
         return ""
     return str(found.get("key", "")) if isinstance(found, dict) else ""
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of ours, its mark last: a kill meanwhile leaves what is known for ours."""
+    with contextlib.suppress(OSError):
+        (folder / JOURNAL_NAME).touch()
+        for entry in folder.iterdir():
+            if entry.name != JOURNAL_NAME:
+                inside = entry.is_dir() and not entry.is_symlink()
+                shutil.rmtree(entry) if inside else entry.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _in_the_way(folder: Path) -> OutputError:
