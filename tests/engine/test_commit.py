@@ -155,6 +155,41 @@ def test_a_kill_before_the_earlier_output_is_removed(recipe, tmp_path, monkeypat
     assert files(out) == files(tmp_path / "whole") and staging.leftovers(out) == []
 
 
+@pytest.mark.parametrize("after", range(1, 11, 3))
+def test_a_kill_while_an_earlier_output_is_removed(recipe, tmp_path, after):
+    """Whatever is gone of it by then, what is left is known for ours."""
+    out, left = tmp_path / "out", [after]
+    omnimerge.merge({**recipe, "parameters": {"alpha": 0.1}}, out)
+    child = os.fork()
+    if not child:
+        unlink, commit = os.unlink, staging.Staging.commit
+
+        def dies(*arguments, **options):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            unlink(*arguments, **options)
+
+        def counted(self):
+            exchange = staging._exchange
+
+            def then(*folders):
+                found = exchange(*folders)
+                os.unlink = dies
+                return found
+
+            staging._exchange = then
+            commit(self)
+
+        staging.Staging.commit = counted
+        omnimerge.merge(recipe, out, overwrite=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / ".out.omnimerge").is_dir()
+    omnimerge.merge(recipe, out, overwrite=True, resume=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_out_of_memory_is_one_line_and_keeps_what_is_done(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "INTERVAL", 0.01)
     compute, calls = SliceWorker.compute, []

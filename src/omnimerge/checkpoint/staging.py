@@ -107,10 +107,7 @@ class Staging:
         Args:
             names: of what stays.
         """
-        for entry in self.folder.iterdir():
-            if entry.name not in names:
-                folder = entry.is_dir() and not entry.is_symlink()
-                shutil.rmtree(entry) if folder else entry.unlink()
+        _clear(self.folder, names)
 
     def commit(self) -> None:
         """Give the folder its final name, in place of an earlier output if there is one.
@@ -131,12 +128,14 @@ class Staging:
             self.folder.rename(self.out)
         _sync_folder(self.out.parent)
         if earlier is not None:
-            _remove(earlier)
+            with contextlib.suppress(OSError):  # `clean` removes what stays
+                _remove(earlier)
         self.release()
 
     def discard(self) -> None:
         """Remove the folder, and those above it that were made for it and are empty."""
-        _remove(self.folder)
+        with contextlib.suppress(OSError):
+            _remove(self.folder)
         self.release()
         with contextlib.suppress(OSError):  # a folder that is not empty is not ours any more
             for folder in self._made:
@@ -194,7 +193,7 @@ def clean(leftover: Leftover) -> str:
             if leftover.replaced and not leftover.out.exists():
                 leftover.folder.rename(leftover.out)
                 return "restored"
-            shutil.rmtree(leftover.folder)
+            _remove(leftover.folder)
         finally:
             if lock is not None:
                 os.close(lock)
@@ -252,13 +251,17 @@ def manifest_key(folder: Path) -> str:
 
 def _remove(folder: Path) -> None:
     """Remove a folder of ours, its mark last: a kill meanwhile leaves what is known for ours."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a full disk is no reason to keep it
         (folder / JOURNAL_NAME).touch()
-        for entry in folder.iterdir():
-            if entry.name != JOURNAL_NAME:
-                inside = entry.is_dir() and not entry.is_symlink()
-                shutil.rmtree(entry) if inside else entry.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+    _clear(folder, {JOURNAL_NAME})
+    shutil.rmtree(folder)
+
+
+def _clear(folder: Path, kept: Collection[str]) -> None:
+    for entry in folder.iterdir():
+        if entry.name not in kept:
+            inside = entry.is_dir() and not entry.is_symlink()
+            shutil.rmtree(entry) if inside else entry.unlink()
 
 
 def _in_the_way(folder: Path) -> OutputError:
@@ -310,7 +313,7 @@ def _exchange(new: Path, out: Path) -> Path:
     if old.is_dir():
         if not _is_ours(old):
             raise _in_the_way(old)
-        shutil.rmtree(old)
+        _remove(old)
     out.rename(old)
     try:
         new.rename(out)
