@@ -5,23 +5,18 @@ Run with OMNIMERGE_BROWSER=1, where Debian's `chromium` is installed; never in C
 
 import html
 import json
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, need_chromium
 from click.testing import CliRunner
 
 from omnimerge.cli import main
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.browser
-if os.environ.get("OMNIMERGE_BROWSER") != "1":
-    pytest.skip("opens a browser: set OMNIMERGE_BROWSER=1", allow_module_level=True)
-if CHROMIUM is None:
-    pytest.skip("no chromium: apt-get install chromium", allow_module_level=True)
+need_chromium()
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "bench"
 NOTHING = ("", "\N{EN DASH}")

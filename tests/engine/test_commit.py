@@ -10,32 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from small_merge import files, recipe_of, run
 
 import omnimerge
 from omnimerge.checkpoint import CheckpointWriter, OutputTensor, journal, staging, writer
-from omnimerge.cli import main
 from omnimerge.engine.slices import SliceWorker
 from omnimerge.errors import OutputError
 
 
 @pytest.fixture
 def recipe(checkpoints):
-    return {
-        "method": "adamms",
-        "target": str(checkpoints("qwen2_vl")),
-        "models": [str(checkpoints("llava_onevision"))],
-        "parameters": {"alpha": 0.3},
-        "max_shard_size": "60KB",
-    }
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(each) for each in arguments])
-
-
-def files(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return recipe_of(checkpoints, max_shard_size="60KB")
 
 
 def failing(code):

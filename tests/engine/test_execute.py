@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_merge import files, recipe_of
 
 import omnimerge
 from omnimerge.checkpoint import Checkpoint
@@ -32,12 +33,7 @@ from omnimerge.methods import all_methods
 
 @pytest.fixture
 def recipe(checkpoints):
-    return {
-        "method": "adamms",
-        "target": str(checkpoints("qwen2_vl")),
-        "models": [str(checkpoints("llava_onevision"))],
-        "parameters": {"alpha": 0.3},
-    }
+    return recipe_of(checkpoints)
 
 
 def with_donor(recipe, tmp_path, change):
@@ -450,11 +446,7 @@ def test_an_interrupt_keeps_what_is_done(recipe, tmp_path):
     omnimerge.merge(recipe, out, resume=True, on_progress=lambda done, total: seen.append(done))
     assert seen[0] >= sent[0] and leftovers(tmp_path) == ["out"]
     omnimerge.merge(recipe, tmp_path / "again")
-    assert contents(out) == contents(tmp_path / "again")
-
-
-def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert files(out) == files(tmp_path / "again")
 
 
 def test_an_interrupt_before_anything_is_done_leaves_nothing(recipe, tmp_path):

@@ -12,13 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from small_merge import files, recipe_of, run
 
 import omnimerge
 from omnimerge.checkpoint import journal, staging
 from omnimerge.checkpoint.ranges import Ranges
 from omnimerge.checkpoint.staging import leftovers
-from omnimerge.cli import main
 from omnimerge.errors import InputChangedError, OutputError
 
 KILLER = Path(__file__).parents[1] / "support" / "killer.py"
@@ -27,17 +26,7 @@ CASES = int(os.environ.get("OMNIMERGE_KILLS", "200"))
 
 @pytest.fixture
 def recipe(checkpoints):
-    return {
-        "method": "adamms",
-        "target": str(checkpoints("qwen2_vl")),
-        "models": [str(checkpoints("llava_onevision"))],
-        "parameters": {"alpha": 0.3},
-        "max_shard_size": "60KB",
-    }
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(each) for each in arguments])
+    return recipe_of(checkpoints, max_shard_size="60KB")
 
 
 def interrupted(recipe, out, after=40_000, number=signal.SIGINT, times=1):
@@ -50,10 +39,6 @@ def interrupted(recipe, out, after=40_000, number=signal.SIGINT, times=1):
 
     with pytest.raises(KeyboardInterrupt):
         omnimerge.merge(recipe, out, on_progress=stop)
-
-
-def files(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_ranges_by_hand():

@@ -4,12 +4,12 @@ Run with OMNIMERGE_BROWSER=1, where Debian's `chromium` is installed; never in C
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
 
 import pytest
+from browser import CHROMIUM, need_chromium
 from PIL import Image
 
 from omnimerge.report import write_search_report
@@ -17,12 +17,8 @@ from omnimerge.report.answers import Answers
 from omnimerge.report.words import words
 from omnimerge.search import read_result
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.browser
-if os.environ.get("OMNIMERGE_BROWSER") != "1":
-    pytest.skip("opens a browser: set OMNIMERGE_BROWSER=1", allow_module_level=True)
-if CHROMIUM is None:
-    pytest.skip("no chromium: apt-get install chromium", allow_module_level=True)
+need_chromium()
 
 EVIL = "</script><img src=x onerror=\"document.title='caught'\"><b>bold</b>"
 LONG = "the quick brown fox jumps over the lazy dog " * 8 + "https://example.com/" + "x" * 200

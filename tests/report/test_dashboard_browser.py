@@ -3,22 +3,18 @@
 Run with OMNIMERGE_BROWSER=1, where Debian's `chromium` is installed; never in CI.
 """
 
-import os
 import re
 import shutil
 import subprocess
 
 import pytest
+from browser import CHROMIUM, need_chromium
 from PIL import Image
 
 from omnimerge.report import write_dashboard
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.browser
-if os.environ.get("OMNIMERGE_BROWSER") != "1":
-    pytest.skip("opens a browser: set OMNIMERGE_BROWSER=1", allow_module_level=True)
-if CHROMIUM is None:
-    pytest.skip("no chromium: apt-get install chromium", allow_module_level=True)
+need_chromium()
 
 TASKS = ["VQA", "Geometry", "Chart", "OCR", "Grounding"]
 METHODS = ["base", "task_arithmetic", "ties", "optmerge", "a_method_with_a_rather_long_name"]
