@@ -79,7 +79,7 @@ PRESETS = {
         test=300,
     ),
 }
-"""`full` takes about eighteen minutes on one core, `quick` about two and a half."""
+"""`full` takes about twenty minutes on one core, `quick` about two and a half."""
 
 
 def steps(
