@@ -30,6 +30,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,12 @@ def mergekit_at(given: Path | None, folder: Path | None) -> Path | None:
         return given
     found = folder / "bin" / "mergekit-yaml"
     if not found.exists():
-        import torch  # the same, so that no other build of it is fetched
-
+        torch = version("torch")  # the same, so that no other build of it is fetched
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
         try:
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            subprocess.run([*pip, f"torch=={torch.__version__}"], check=True)
-            subprocess.run([*pip, PEER, f"torch=={torch.__version__}"], check=True)
+            subprocess.run([*pip, f"torch=={torch}"], check=True)
+            subprocess.run([*pip, PEER, f"torch=={torch}"], check=True)
         except subprocess.CalledProcessError as error:
             print(f"mergekit cannot be installed, and is left out: {error}")
             return None

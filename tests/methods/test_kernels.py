@@ -40,13 +40,49 @@ def test_loops_in_place(name, tau):
 
 @pytest.mark.parametrize("mean", [True, False])
 @pytest.mark.parametrize("majority", [-1.0, 0.0, 1.0])
-def test_elected_sums(tau, mean, majority):
+@pytest.mark.parametrize("low", [None, torch.tensor([0.5, 1.0, 0.1])])
+def test_elected_sums(tau, mean, majority, low):
+    before = tau.clone()
     plain, compiled = (
-        loops.elected_sum(tau, WEIGHTS, mean=mean, majority=majority)
+        loops.elected_sum(tau, WEIGHTS, mean=mean, majority=majority, low=low)
         for loops in (Plain(), Compiled())
     )
     assert torch.equal(plain, compiled)
-    assert Plain().count_signs(tau, WEIGHTS) == Compiled().count_signs(tau, WEIGHTS)
+    assert Plain().count_signs(tau, WEIGHTS, low) == Compiled().count_signs(tau, WEIGHTS, low)
+    assert torch.equal(tau, before)
+
+
+@pytest.mark.parametrize("row", [
+    torch.zeros(9),
+    torch.full((9,), -2.5),
+    torch.tensor([1e-45, -3e-45, 0.0, 3.4e38, -3.4e38, 1.0, 1e-45, -0.0, 2.0]),  # all 31 bits
+    torch.arange(9.0) - 4,  # 2 bits, and equal ones
+    torch.tensor([3.0]),
+])  # fmt: skip
+def test_ranks_of_odd_rows(row):
+    tau = row.repeat(1, 500, 1)
+    plain, compiled = tau.clone(), tau.clone()
+    Plain().drop_by_rank(plain, STREAM, 0.5, 0.9)
+    Compiled().drop_by_rank(compiled, STREAM, 0.5, 0.9)
+    assert torch.equal(plain, compiled)
+
+
+@pytest.mark.parametrize("dtypes", [
+    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32, torch.float16),
+    (torch.float16, torch.float64, torch.float8_e5m2),
+], ids=str)  # fmt: skip
+def test_differences_of_any_types(dtypes):
+    generator = torch.Generator().manual_seed(2)
+    base, *models = (torch.randn(10_007, generator=generator).to(dtype) for dtype in dtypes)
+    expected = torch.stack([model.float() - base.float() for model in models])
+    for loops in (Plain(), Compiled()):
+        found = [
+            each.clone() for each in loops.differences(models, base, 4_000, torch.empty(8_000))
+        ]
+        assert [each.shape[1] for each in found] == [4_000, 4_000, 2_007]
+        assert torch.equal(torch.cat(found, dim=1), expected)
 
 
 def test_counts(tau):

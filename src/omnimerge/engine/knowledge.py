@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
+import torch
 from torch import Tensor
 
 from omnimerge.checkpoint import Checkpoint
-from omnimerge.checkpoint.dtypes import item_size
+from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.engine.lane import Lane
 from omnimerge.engine.plan import MergePlan, TensorJob, worker_count
 from omnimerge.engine.threads import one_thread, thread_pool
@@ -17,6 +19,9 @@ from omnimerge.methods import Statistics
 
 # Entries that are measured at once: large enough that what a measurement costs by itself is small.
 _MEASURED_ELEMENTS = 1 << 20
+
+Buffers = dict[int, Tensor]
+"""Number of an input -> bytes that its slices are read into, one after the other."""
 
 Held = Callable[[Checkpoint, str], Tensor | None]
 """(Checkpoint, tensor name) -> the whole tensor, flat, if it is in memory; see `Parents.get`."""
@@ -80,8 +85,9 @@ def measure_all(statistics: Statistics, number: int, slices: Sequence[Slice]) ->
         Measurements to add, in order: of counts, which are exact in any order, the sum alone.
     """
     found: list[Tensor] = []
+    buffers: Buffers = {}
     for each in slices:
-        now = _measured(statistics, number, each)
+        now = _measured(statistics, number, each, buffers)
         if found and not now.is_floating_point():
             found[0] = found[0] + now
         else:
@@ -90,12 +96,18 @@ def measure_all(statistics: Statistics, number: int, slices: Sequence[Slice]) ->
 
 
 def _by_threads(plan: MergePlan, held: Held | None) -> Pass:
+    own = threading.local()  # of each thread
+
+    def measure(known: Statistics, number: int, each: Slice) -> Tensor:
+        own.buffers = getattr(own, "buffers", {})
+        return _measured(known, number, each, own.buffers, held)
+
     def measured(known: Statistics, number: int) -> Iterator[Tensor]:
         slices = measured_slices(plan)
         with one_thread(), thread_pool() as pool:
             # Added up in order, whichever is measured first: sums of floats depend on it.
             while batch := list(islice(slices, 4 * worker_count())):
-                futures = [pool.submit(_measured, known, number, each, held) for each in batch]
+                futures = [pool.submit(measure, known, number, each) for each in batch]
                 for future in futures:
                     yield future.result()
 
@@ -103,13 +115,18 @@ def _by_threads(plan: MergePlan, held: Held | None) -> Pass:
 
 
 def tensor_statistics(
-    plan: MergePlan, job: TensorJob, held: Held | None = None, lane: Lane | None = None
+    plan: MergePlan,
+    job: TensorJob,
+    buffers: Buffers,
+    held: Held | None = None,
+    lane: Lane | None = None,
 ) -> Statistics | None:
     """Gather what the method has to know of one tensor.
 
     Args:
         plan: what to do.
         job: the tensor, whose own keywords count.
+        buffers: of this thread; filled, and used again.
         held: inputs that are in memory already.
         lane: to the device that counts; default: the CPU.
 
@@ -124,7 +141,7 @@ def tensor_statistics(
         return None
     for number in range(known.passes):
         for each in _slices(job):
-            known.add(number, _measured(known, number, each, held, lane))
+            known.add(number, _measured(known, number, each, buffers, held, lane))
         _close(known, number, f"tensor {job.output.name!r}")
     return known
 
@@ -133,19 +150,47 @@ def _measured(
     statistics: Statistics,
     number: int,
     each: Slice,
+    buffers: Buffers,
     held: Held | None = None,
     lane: Lane | None = None,
 ) -> Tensor:
     job, start, stop = each
 
-    def read(checkpoint: Checkpoint, name: str) -> Tensor:
+    def read(n: int, checkpoint: Checkpoint, name: str) -> Tensor:
         if lane:
             return lane.read(checkpoint, name, start, stop)
         kept = held(checkpoint, name) if held else None
-        return checkpoint.read(name, start, stop) if kept is None else kept[start:stop].cpu()
+        if kept is not None:
+            return kept[start:stop].cpu()
+        part = buffer(buffers, n, checkpoint.tensors[name].dtype, stop - start)
+        checkpoint.read_into(part, name, start)
+        return part
 
-    models = [read(checkpoint, name) for checkpoint, name in job.sources]
-    return statistics.measure(number, models, read(*job.base) if job.base else None)
+    models = [read(n, checkpoint, name) for n, (checkpoint, name) in enumerate(job.sources)]
+    base = read(len(models), *job.base) if job.base else None
+    return statistics.measure(number, models, base)
+
+
+def buffer(
+    buffers: Buffers, number: int, dtype: str, elements: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Give memory for a slice of an input: the same as before, where that is enough.
+
+    Args:
+        buffers: what was given so far.
+        number: of the input.
+        dtype: its storage type, as safetensors names it.
+        elements: of the slice.
+        device: where.
+
+    Returns:
+        A flat tensor; what it holds is left over.
+    """
+    nbytes = elements * item_size(dtype)
+    held = buffers.get(number)
+    if held is None or held.numel() < nbytes:
+        held = buffers[number] = torch.empty(nbytes, dtype=torch.uint8, device=device)
+    return held[:nbytes].view(torch_dtype(dtype))
 
 
 def _close(statistics: Statistics, number: int, where: str) -> None:

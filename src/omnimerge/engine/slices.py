@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint
 from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size, torch_dtype
-from omnimerge.engine.knowledge import Held, tensor_statistics
+from omnimerge.engine.knowledge import Buffers, Held, buffer, tensor_statistics
 from omnimerge.engine.lane import Lane
 from omnimerge.engine.plan import CHUNK_ELEMENTS, MergePlan, TensorJob
 from omnimerge.errors import NonFiniteError
@@ -54,7 +54,8 @@ class SliceWorker:
         self._held = held
         self._lane = lane
         self._known: tuple[str, Statistics | None] = ("", None)
-        self._raw: dict[int, Tensor] = {}
+        self._raw: Buffers = {}
+        self._measured: Buffers = {}
         self._floats: dict[int, Tensor] = {}
 
     def compute(self, job: TensorJob, start: int, stop: int) -> Tensor:
@@ -88,6 +89,7 @@ class SliceWorker:
     def forget(self) -> None:
         """Let go of the buffers, which are kept for the next slice otherwise."""
         self._raw.clear()
+        self._measured.clear()
         self._floats.clear()
 
     def _compute(self, job: TensorJob, start: int, stop: int) -> Tensor:
@@ -102,7 +104,7 @@ class SliceWorker:
         ]
         if self._plan.method.slices == "whole":
             return self._whole(job, raw)
-        result = self._buffer(len(inputs), job.output.dtype, stop - start, raw[0].device)
+        result = buffer(self._raw, len(inputs), job.output.dtype, stop - start, raw[0].device)
         # On an accelerator there is no cache to stay in, and every call costs.
         cached = result.device.type == "cpu" and self._lane is None
         at_once = _KERNEL_ELEMENTS if cached else stop - start
@@ -160,7 +162,7 @@ class SliceWorker:
         if self._known[0] != job.output.name:
             self._known = (
                 job.output.name,
-                tensor_statistics(self._plan, job, self._held, self._lane),
+                tensor_statistics(self._plan, job, self._measured, self._held, self._lane),
             )
         return self._known[1]
 
@@ -197,18 +199,9 @@ class SliceWorker:
         held = self._held(checkpoint, name) if self._held else None
         if held is not None:
             return held[start:stop]
-        buffer = self._buffer(number, checkpoint.tensors[name].dtype, stop - start)
-        checkpoint.read_into(buffer, name, start)
-        return buffer
-
-    def _buffer(
-        self, number: int, dtype: str, elements: int, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        nbytes = elements * item_size(dtype)
-        held = self._raw.get(number)
-        if held is None or held.numel() < nbytes:
-            held = self._raw[number] = torch.empty(nbytes, dtype=torch.uint8, device=device)
-        return held[:nbytes].view(torch_dtype(dtype))
+        part = buffer(self._raw, number, checkpoint.tensors[name].dtype, stop - start)
+        checkpoint.read_into(part, name, start)
+        return part
 
     def _as_float(self, number: int, part: Tensor) -> Tensor:
         held = self._floats.get(number)

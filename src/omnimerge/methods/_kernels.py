@@ -5,7 +5,7 @@ serves tensors that are not on the CPU, and machines without numba.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,23 @@ from omnimerge.methods._random import Stream
 
 
 class Plain:
-    """The loops in plain torch. `tau` is (models, *shape), float32, contiguous."""
+    """The loops in plain torch. `tau` is (models, *shape), float32, contiguous.
+
+    `low`, (models,): entries that are smaller in magnitude are left out.
+    """
+
+    def differences(
+        self, models: Sequence[Tensor], base: Tensor, step: int, held: Tensor
+    ) -> Iterator[Tensor]:
+        """Give models - base, in float32, from any dtype; so many entries at a time, in `held`."""
+        flat, origin = [model.reshape(-1) for model in models], base.reshape(-1)
+        for start in range(0, len(origin), step):
+            part = slice(start, min(start + step, len(origin)))
+            tau = held[: len(flat) * (part.stop - start)].view(len(flat), -1)
+            ancestor = origin[part].float()
+            for row, model in zip(tau, flat, strict=True):
+                row.copy_(model[part]).sub_(ancestor)
+            yield tau
 
     def count_upper(self, tau: Tensor, counts: Tensor) -> None:
         """Count magnitudes by the upper 16 of their 31 bits in counts, (models, 2^16)."""
@@ -32,9 +48,9 @@ class Plain:
                 inside = row[(row >> 15) == bins[r, t]] & 0x7FFF
                 counts[r, t] += torch.bincount(inside, minlength=1 << 15)
 
-    def count_signs(self, tau: Tensor, weights: Sequence[float]) -> int:
+    def count_signs(self, tau: Tensor, weights: Sequence[float], low: Tensor | None = None) -> int:
         """How many more entries of Σ w τ are positive than negative."""
-        return int(self.weighted_sum(tau, weights).sign().sum())
+        return int(self.weighted_sum(self._from(tau, low), weights).sign().sum())
 
     def band(self, tau: Tensor, low: Tensor, high: Tensor) -> None:
         """Zero, in place, what is not within [low, high] in magnitude; (models,) each."""
@@ -64,9 +80,16 @@ class Plain:
         return total
 
     def elected_sum(
-        self, tau: Tensor, weights: Sequence[float], *, mean: bool, majority: float = 0.0
+        self,
+        tau: Tensor,
+        weights: Sequence[float],
+        *,
+        mean: bool,
+        majority: float = 0.0,
+        low: Tensor | None = None,
     ) -> Tensor:
         """Σ_t w_t τ_t over what has the sum's sign (`majority` where it is 0), or its mean."""
+        tau = self._from(tau, low)
         total = self.weighted_sum(tau, weights)
         elected = total.sign().masked_fill(total == 0, majority)
         merged, used = torch.zeros_like(total), torch.zeros_like(total)
@@ -78,6 +101,13 @@ class Plain:
         if mean:
             merged /= used.masked_fill(used == 0, 1.0)
         return merged
+
+    def _from(self, tau: Tensor, low: Tensor | None) -> Tensor:
+        if low is None:
+            return tau
+        kept = tau.clone()
+        self.band(kept, low, torch.full_like(low, float("inf")))
+        return kept
 
 
 class Compiled(Plain):
@@ -94,17 +124,31 @@ class Compiled(Plain):
             plain = inspect.unwrap(getattr(loop, "py_func", loop))
             return numba.njit(nogil=True, cache=True, error_model="numpy")(plain)
 
-        for name in (
-            "uniform",
-            "sum_strip",
-            "sort_by_magnitude",
-        ):  # what loops call is compiled before them
+        # What loops call is compiled before them.
+        called = ("uniform", "weigh", "sum_strip", "count_group", "count_before", "sort_by_digit",
+                  "rank_magnitudes")  # fmt: skip
+        for name in called:
             setattr(_loops, name, compiled(getattr(_loops, name)))
         self._loops = {
             name: compiled(getattr(_loops, name))
-            for name in ("count_upper", "count_lower", "count_signs", "band", "drop",
-                         "drop_by_rank", "elected_sum")
+            for name in ("differences", "count_upper", "count_lower", "count_signs", "band",
+                         "drop", "drop_by_rank", "elected_sum")
         }  # fmt: skip
+
+    def differences(
+        self, models: Sequence[Tensor], base: Tensor, step: int, held: Tensor
+    ) -> Iterator[Tensor]:
+        """Subtract the base; numbers of 16 bits are widened on the way."""
+        one = len({model.dtype for model in models}) == 1
+        words, shifts = zip(
+            *(_words(model if one else model.float()) for model in models), strict=True
+        )
+        loop, how, memory = self._loops["differences"], (shifts[0], *_words(base)), held.numpy()
+        for start in range(0, base.numel(), step):
+            count = min(step, base.numel() - start)
+            tau = memory[: len(words) * count].reshape(len(words), count)
+            loop(words, *how, start, tau)
+            yield torch.from_numpy(tau)
 
     def count_upper(self, tau: Tensor, counts: Tensor) -> None:
         """Count by the upper bits."""
@@ -114,9 +158,9 @@ class Compiled(Plain):
         """Count by the lower bits."""
         self._loops["count_lower"](_bits(tau), bins.numpy(), counts.numpy())
 
-    def count_signs(self, tau: Tensor, weights: Sequence[float]) -> int:
+    def count_signs(self, tau: Tensor, weights: Sequence[float], low: Tensor | None = None) -> int:
         """Count the signs of the sum."""
-        return int(self._loops["count_signs"](_flat(tau), _floats(weights)))
+        return int(self._loops["count_signs"](_flat(tau), _least(tau, low), _floats(weights)))
 
     def band(self, tau: Tensor, low: Tensor, high: Tensor) -> None:
         """Zero what is outside."""
@@ -133,12 +177,18 @@ class Compiled(Plain):
         self._loops["drop_by_rank"](lines, _keys(stream, tau), stream.offset, *shares)
 
     def elected_sum(
-        self, tau: Tensor, weights: Sequence[float], *, mean: bool, majority: float = 0.0
+        self,
+        tau: Tensor,
+        weights: Sequence[float],
+        *,
+        mean: bool,
+        majority: float = 0.0,
+        low: Tensor | None = None,
     ) -> Tensor:
         """Sum what agrees."""
         out = torch.empty(tau.shape[1:])
-        sign = np.float32(majority)
-        self._loops["elected_sum"](_flat(tau), _floats(weights), sign, mean, out.view(-1).numpy())
+        how = _least(tau, low), _floats(weights), np.float32(majority), mean
+        self._loops["elected_sum"](_flat(tau), *how, out.view(-1).numpy())
         return out
 
 
@@ -174,6 +224,18 @@ def _flat(tau: Tensor) -> Any:
 
 def _bits(tau: Tensor) -> Any:
     return tau.view(len(tau), -1).view(torch.int32).numpy()
+
+
+def _words(tensor: Tensor) -> tuple[Any, np.uint32]:
+    """Unsigned integers that, shifted so far to the left, are a tensor's bits in float32."""
+    flat = tensor.detach().reshape(-1)
+    if flat.dtype == torch.bfloat16:
+        return flat.view(torch.int16).numpy().view(np.uint16), np.uint32(16)
+    return flat.float().view(torch.int32).numpy().view(np.uint32), np.uint32(0)
+
+
+def _least(tau: Tensor, low: Tensor | None) -> Any:
+    return np.zeros(len(tau), np.float32) if low is None else low.numpy()
 
 
 def _floats(weights: Sequence[float]) -> Any:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from omnimerge.methods._kernels import kernels
+
 
 def weighted_sum(
     tensors: Sequence[Float[Tensor, "*shape"]], weights: Sequence[float]
@@ -54,11 +56,10 @@ def task_vectors(
     Returns:
         The task vectors: float32, one per model along the first dimension.
     """
-    origin = base.float()
-    tau = torch.empty(len(models), *base.shape, device=base.device)
-    for row, model in zip(tau, models, strict=True):
-        row.copy_(model).sub_(origin)
-    return tau
+    held = torch.empty(len(models) * base.numel(), device=base.device)
+    for _ in kernels(base).differences(models, base, max(1, base.numel()), held):
+        pass  # one step: all entries
+    return held.view(len(models), *base.shape)
 
 
 def scaled_by_depth(

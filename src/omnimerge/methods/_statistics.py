@@ -12,7 +12,7 @@ from omnimerge.methods._ops import equal_weights
 
 Scope = Literal["tensor", "model"]
 # Entries whose float32 operands stay in a core's cache together.
-_BLOCK = 1 << 16
+_BLOCK = 1 << 15
 
 
 @runtime_checkable
@@ -85,19 +85,11 @@ def task_vector_blocks(models: Sequence[Tensor], base: Tensor | None) -> Iterato
     """
     if base is None:
         raise MethodError("statistics of task vectors need a base")
-    flat, origin = [model.flatten() for model in models], base.flatten()
     # On an accelerator there is no cache to stay in, and every call costs.
-    step = min(_BLOCK, origin.numel()) if origin.device.type == "cpu" else origin.numel()
+    step = max(1, base.numel() if base.device.type != "cpu" else min(_BLOCK, base.numel()))
     # Memory that is used again: fresh tensors cost more in page faults than the arithmetic does.
-    held = torch.empty(len(models) * step, device=origin.device)
-    oldest = torch.empty(step, device=origin.device)
-    for start in range(0, origin.numel(), max(1, step)):
-        part = slice(start, min(start + step, origin.numel()))
-        ancestor = oldest[: part.stop - start].copy_(origin[part])
-        block = held[: len(models) * len(ancestor)].view(len(models), -1)
-        for row, model in zip(block, flat, strict=True):
-            row.copy_(model[part]).sub_(ancestor)
-        yield block
+    held = torch.empty(len(models) * step, device=base.device)
+    yield from kernels(base).differences(models, base, step, held)
 
 
 class Magnitudes:
@@ -186,8 +178,7 @@ class Trimming(Magnitudes):
             return super().measure(number, models, base)
         signs = 0
         for tau in task_vector_blocks(models, base):
-            self.trim(tau)
-            signs += kernels(tau).count_signs(tau, self._weights)
+            signs += kernels(tau).count_signs(tau, self._weights, self.thresholds[0])
         return torch.tensor(signs)
 
     def add(self, number: int, measured: Tensor) -> None:
@@ -201,15 +192,6 @@ class Trimming(Magnitudes):
         """End a pass."""
         if number < 2:
             super().close(number)
-
-    def trim(self, tau: Tensor) -> None:
-        """Zero, in place, what is below the thresholds.
-
-        Args:
-            tau: (models, *shape), float32.
-        """
-        limits = self.thresholds[0]
-        kernels(tau).band(tau, limits, torch.full_like(limits, float("inf")))
 
     @property
     def majority(self) -> float:

@@ -124,11 +124,13 @@ def consensus_ties(
         statistics = Trimming(len(models), known)
         gather(statistics, lambda: [(models, base)])
     tau = task_vectors(models, base)
-    trimmed = tau.clone()
-    statistics.trim(trimmed)
-    shares = equal_weights(weights, len(models))
-    majority = statistics.majority
-    merged = kernels(tau).elected_sum(trimmed, shares, mean=False, majority=majority)
+    merged = kernels(tau).elected_sum(
+        tau,
+        equal_weights(weights, len(models)),
+        mean=False,
+        majority=statistics.majority,
+        low=statistics.thresholds[0],
+    )
     return base.float() + scale * _agreed(tau, merged, threshold, consensus)
 
 

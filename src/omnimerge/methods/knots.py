@@ -96,14 +96,13 @@ def _ties(
     stream: Stream | None,
 ) -> Tensor:
     """Sparsify the parts, (models, rank, n), elect signs, and average what agrees."""
-    majority = 0.0
+    majority, low = 0.0, None
     if inner == "ties":
         rule = {"density": density, "threshold_scope": "exact", "weights": weights}
         trimming = Trimming(len(parts), rule)
         gather(trimming, lambda: [(list(parts), torch.zeros_like(parts[0]))])
-        trimming.trim(parts)
-        majority = trimming.majority
+        majority, low = trimming.majority, trimming.thresholds[0]
     else:
         kernels(parts).drop(parts, stream or Stream.of(0, ""), density)
     shares = equal_weights(weights, len(parts))
-    return kernels(parts).elected_sum(parts, shares, mean=True, majority=majority)
+    return kernels(parts).elected_sum(parts, shares, mean=True, majority=majority, low=low)

@@ -73,11 +73,11 @@ def ties(
         statistics = Trimming(len(models), known)
         gather(statistics, lambda: [(models, base)])
     tau = task_vectors(models, base)
-    statistics.trim(tau)
     merged = kernels(tau).elected_sum(
         tau,
         equal_weights(weights, len(models)),
         mean=merge == "mean",
         majority=statistics.majority,
+        low=statistics.thresholds[0],
     )
     return base.float().add(merged, alpha=scale)
