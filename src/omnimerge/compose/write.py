@@ -15,6 +15,7 @@ from torch import Tensor
 
 from omnimerge.checkpoint import Checkpoint, CheckpointWriter, OutputTensor
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
+from omnimerge.checkpoint.small_file import read_bytes
 from omnimerge.checkpoint.writer import refuse_existing
 from omnimerge.compose.card import card
 from omnimerge.compose.parts import PartPlan
@@ -272,7 +273,7 @@ def _write_files(plan: ComposePlan, writer: CheckpointWriter) -> None:
     plan.processor.save_pretrained(folder)
     generation = plan.merge.target.folder / "generation_config.json"
     if generation.is_file():
-        (folder / generation.name).write_bytes(generation.read_bytes())
+        (folder / generation.name).write_bytes(read_bytes(generation))
     writer.write_index()
     described = _manifest(plan)
     write_manifest(described, folder, writer.digests())
