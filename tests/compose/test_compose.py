@@ -16,7 +16,7 @@ import omnimerge
 from omnimerge.cli import main
 from omnimerge.compose import load_recipe
 from omnimerge.compose.videos import FrameProcessor
-from omnimerge.errors import CheckpointError, NotMergeableError, RecipeError
+from omnimerge.errors import CheckpointError, InputChangedError, NotMergeableError, RecipeError
 
 
 def tensors(folder):
@@ -500,3 +500,20 @@ def test_small_files_that_are_none(part, tmp_path, role, name, how, words):
     }  # fmt: skip
     with hostile.deadline(60), pytest.raises(CheckpointError, match=words):
         omnimerge.compose(recipe, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "generation_config.json"])
+def test_a_source_that_changes_meanwhile(part, tmp_path, file):
+    base = tmp_path / "base"
+    shutil.copytree(part("plain"), base)
+    recipe = {
+        "method": "task_arithmetic", "base": str(base), "models": [str(part("llava"))],
+        "parameters": {"scale": 0.3},
+    }  # fmt: skip
+
+    def change(*_):
+        os.utime(base / file, (1, 1))
+
+    with pytest.raises(InputChangedError, match=f"{file} changed while it was merged"):
+        omnimerge.compose(recipe, tmp_path / "out", on_progress=change)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
