@@ -8,6 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
+# What builds the package is pinned too: by the one before pip 25.3, by the other since.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .PHONY: demo test check docs bench soak clean
 
@@ -37,7 +40,7 @@ soak: MINUTES ?= 60
 soak: KILLS ?= 2000
 soak: FAULTS ?= 2000
 soak: $(VENV)/.installed-dev
-	-$(PIP) atheris
+	-$(PIP) "atheris>=2.3"
 	OMNIMERGE_KILLS=$(KILLS) OMNIMERGE_KILLS_JSON=benchmarks/results/kills.json \
 		$(BIN)/python -m pytest -q -s tests/engine/test_resume.py -k kill
 	$(BIN)/python tests/support/faults.py --cases $(FAULTS) --json benchmarks/results/faults.json
