@@ -89,7 +89,7 @@ def test_campaign():
     command = [sys.executable, script, "--minutes", minutes, "--out", kept]
     subprocess.run(command, check=True)
     found = json.loads(kept.read_text())
-    assert found["targets"].keys() == hostile.TARGETS.keys()
+    assert found["targets"].keys() >= hostile.TARGETS.keys()
     assert found["findings"] == 0 and found["cases"] > 0
 
 
