@@ -12,9 +12,13 @@ from packaging.version import Version
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+READ = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, BUILD = READ["project"], READ["build-system"]["requires"]
 EXTRAS = PROJECT["optional-dependencies"]
 TESTED = ("dev", "audio", "datasets", "optuna", "ray")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+# What `make` installs besides: the fuzzer, which not every system has.
+MADE = re.findall(r"\$\(PIP\) (?!-e)\"?([^\"\n]+)", MAKEFILE)
 ASKED = [*PROJECT["dependencies"], *(each for extra in EXTRAS.values() for each in extra)]
 
 
@@ -26,7 +30,7 @@ def locked():
     return {canonicalize_name(pin.name): pin for pin in pins}
 
 
-@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("asked", [*ASKED, *BUILD, *MADE])
 def test_every_dependency_has_a_lower_bound_and_no_upper_one(asked):
     requirement = Requirement(asked)
     if requirement.name != "omnimerge":
@@ -44,11 +48,20 @@ def test_every_pin_is_exact():
         assert re.fullmatch(r"[\d.]+", next(iter(pin.specifier)).version), str(pin)
 
 
+def test_builds_are_isolated_with_the_pins_too():
+    """`pip -c` alone does not reach what a package is built with."""
+    for name in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"):  # pip before 25.3, and since
+        assert f"export {name} := $(CURDIR)/constraints.txt" in MAKEFILE
+
+
 def test_everything_that_the_tests_install_is_locked():
     """What is asked for, what that asks for, and so on, as the installed packages say it."""
     pins, seen = locked(), set()
     todo = [Requirement(each) for each in PROJECT["dependencies"]]
     todo += [Requirement(each) for extra in TESTED for each in EXTRAS[extra]]
+    # An editable install takes the latter, which hatchling asks for when it builds one.
+    todo += [Requirement(each) for each in (*BUILD, *MADE, "editables")]
+    assert any(each.name == "atheris" for each in todo)
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)

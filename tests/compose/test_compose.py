@@ -1,8 +1,10 @@
 """`omnimerge compose`: what is written, that nothing is lost, and what is refused."""
 
 import json
+import os
 import shutil
 
+import hostile
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ import omnimerge
 from omnimerge.cli import main
 from omnimerge.compose import load_recipe
 from omnimerge.compose.videos import FrameProcessor
-from omnimerge.errors import NotMergeableError, RecipeError
+from omnimerge.errors import CheckpointError, InputChangedError, NotMergeableError, RecipeError
 
 
 def tensors(folder):
@@ -463,3 +465,55 @@ def test_verify_with_an_older_manifest(omni, tmp_path):
     (out / "merge_manifest.json").write_text(json.dumps(described))
     states = [state for state, _ in found(out).values()]
     assert states == ["skipped", "skipped", "ok", "ok", "skipped"]
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "words"),
+    [
+        ("tokenizer.json", "link", "is a link that leaves its folder"),
+        ("generation_config.json", "link", "is a link that leaves its folder"),
+        ("notes.txt", "link", "is a link that leaves its folder"),
+        ("chat_template.jinja", "pipe", "is no regular file"),
+        ("preprocessor_config.json", "large", "more than 500,000,000 bytes"),
+        ("processor_config.json", "folder", "Is a directory"),
+    ],
+)
+@pytest.mark.parametrize("role", ["base", "model"])
+def test_small_files_that_are_none(part, tmp_path, role, name, how, words):
+    """What transformers would read is looked at before it does, in every folder."""
+    folder = tmp_path / "copy"
+    shutil.copytree(part("plain" if role == "base" else "llava"), folder)
+    file = folder / name
+    file.unlink(missing_ok=True)
+    if how == "link":
+        (tmp_path / "outside").write_text("{}")
+        file.symlink_to(tmp_path / "outside")
+    elif how == "large":
+        with file.open("wb") as stream:
+            stream.truncate(500_000_001)
+    else:
+        os.mkfifo(file) if how == "pipe" else file.mkdir()
+    places = {"base": part("plain"), "model": part("llava"), role: folder}
+    recipe = {
+        "method": "task_arithmetic", "base": str(places["base"]),
+        "models": [str(places["model"])], "parameters": {"scale": 0.3},
+    }  # fmt: skip
+    with hostile.deadline(60), pytest.raises(CheckpointError, match=words):
+        omnimerge.compose(recipe, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "generation_config.json"])
+def test_a_source_that_changes_meanwhile(part, tmp_path, file):
+    base = tmp_path / "base"
+    shutil.copytree(part("plain"), base)
+    recipe = {
+        "method": "task_arithmetic", "base": str(base), "models": [str(part("llava"))],
+        "parameters": {"scale": 0.3},
+    }  # fmt: skip
+
+    def change(*_):
+        os.utime(base / file, (1, 1))
+
+    with pytest.raises(InputChangedError, match=f"{file} changed while it was merged"):
+        omnimerge.compose(recipe, tmp_path / "out", on_progress=change)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]

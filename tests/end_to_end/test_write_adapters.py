@@ -1,6 +1,8 @@
 """Adapters that omnimerge writes: PEFT loads them, and they are what the merge or the model is."""
 
 import json
+import os
+import shutil
 import warnings
 
 import peft
@@ -15,7 +17,8 @@ import omnimerge
 from omnimerge.arch import memory_names
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.cli import main
-from omnimerge.errors import OutputError
+from omnimerge.engine import adapter
+from omnimerge.errors import InputChangedError, OutputError
 from omnimerge.methods import LowRank, truncate
 
 
@@ -169,6 +172,39 @@ def test_truncation_of_large_matrices_needs_no_dense_decomposition():
         assert found.left.shape[1] == wanted and energy >= 0.99
     nothing, energy = truncate(torch.zeros(5, 4), rank=2)
     assert nothing.left.shape == (5, 0) and energy == 1.0
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_source_that_changes_during_a_merge_as_an_adapter(experts, tmp_path, file):
+    base, adapters = experts
+    shutil.copytree(adapters[0], tmp_path / "expert")
+    recipe = {"method": "task_arithmetic", "base": str(base), "models": [
+        {"adapter": str(tmp_path / "expert")}]}  # fmt: skip
+
+    def change(*_):
+        os.utime(tmp_path / "expert" / file, (1, 1))
+
+    with pytest.raises(InputChangedError, match=f"{file} changed while it was merged"):
+        omnimerge.merge_as_adapter(recipe, tmp_path / "lora", 4, on_progress=change)
+    assert [path.name for path in tmp_path.iterdir()] == ["expert"]
+
+
+@pytest.mark.parametrize("which", ["base", "model"])
+def test_a_source_that_changes_during_an_extraction(checkpoints, tmp_path, monkeypatch, which):
+    for name in ("base", "model"):
+        shutil.copytree(checkpoints("qwen2_vl", own=name), tmp_path / name)
+    real = adapter.truncate
+
+    def change(*arguments, **limits):
+        os.utime(tmp_path / which / "model.safetensors", (1, 1))
+        return real(*arguments, **limits)
+
+    monkeypatch.setattr(adapter, "truncate", change)
+    with pytest.raises(InputChangedError, match=r"model.safetensors changed while it was merged"):
+        omnimerge.extract_adapter(
+            tmp_path / "base", tmp_path / "model", tmp_path / "lora", rank=2, select="linear"
+        )
+    assert not (tmp_path / "lora").exists()
 
 
 @pytest.fixture(params=["merge", "extract"])

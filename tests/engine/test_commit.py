@@ -285,6 +285,46 @@ def test_another_vocabulary_is_another_merge(recipe, tmp_path):
     assert jobs_digest(plan) == jobs_digest(build_plan(load_recipe(recipe)))
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda raw: raw.replace(b'"F32"', b'"I32"', 1), "was not written as planned"),
+        (lambda raw: raw.replace(b'.weight"', b'.weighs"', 1), "was not written as planned"),
+        (lambda raw: raw[:-4], "is truncated"),
+    ],
+)
+def test_headers_that_are_not_those_of_the_plan(recipe, tmp_path, monkeypatch, spoil, words):
+    """The disk gives something else back: nothing gets the name, and the way on mends it."""
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(json.dumps(recipe))
+    real = CheckpointWriter.secure
+
+    def lying(self):
+        real(self)
+        shard = max(self.folder.glob("*.safetensors"))
+        shard.write_bytes(spoil(shard.read_bytes()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointWriter, "secure", lying)
+        done = run("merge", file, "-o", out)
+    assert done.exit_code == 1 and words in done.stderr, done.output
+    assert len(done.stderr.splitlines()) == 1 and "go on with --resume" in done.stderr
+    assert not out.exists()
+    assert run("merge", file, "-o", out, "--resume").exit_code == 0
+    omnimerge.merge(recipe, tmp_path / "whole")
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_tensor_that_nobody_planned(recipe, tmp_path, monkeypatch):
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(json.dumps(recipe))
+    real = CheckpointWriter.read_back
+    monkeypatch.setattr(CheckpointWriter, "read_back", lambda self: {**real(self), "more": None})
+    done = run("merge", file, "-o", out)
+    assert done.exit_code == 1 and not out.exists()
+    assert "tensors that were not planned were written: ['more']" in done.stderr
+
+
 def one_tensor():
     return [[OutputTensor("a", "F32", (2,))]]
 

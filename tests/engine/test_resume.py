@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from small_merge import files, recipe_of, run
+from soaking import results, short_and_long
 
 import omnimerge
 from omnimerge.checkpoint import journal, staging
@@ -21,7 +22,6 @@ from omnimerge.checkpoint.staging import leftovers
 from omnimerge.errors import InputChangedError, OutputError
 
 KILLER = Path(__file__).parents[1] / "support" / "killer.py"
-CASES = int(os.environ.get("OMNIMERGE_KILLS", "200"))
 
 
 @pytest.fixture
@@ -76,7 +76,8 @@ def test_ranges_are_sets_of_integers(seed):
         assert ranges.covers(start, stop + 1) == (set(range(start, stop + 1)) <= expected)
 
 
-def test_kill_at_random_moments(checkpoints, tmp_path):
+@pytest.mark.parametrize(("cases", "soak"), short_and_long(200, "OMNIMERGE_KILLS"))
+def test_kill_at_random_moments(checkpoints, tmp_path, cases, soak):
     base, one, two = (str(checkpoints("qwen2_vl", own=own)) for own in ("base", "one", "two"))
     donor = str(checkpoints("llava_onevision"))
     small = {"max_shard_size": "60KB"}
@@ -93,17 +94,17 @@ def test_kill_at_random_moments(checkpoints, tmp_path):
     }  # fmt: skip
     (tmp_path / "recipes.json").write_text(json.dumps(recipes))
     done = subprocess.run(
-        [sys.executable, KILLER, tmp_path / "recipes.json", tmp_path, str(CASES), "7"],
-        capture_output=True, text=True, check=False, timeout=3600,
+        [sys.executable, KILLER, tmp_path / "recipes.json", tmp_path, str(cases), "7"],
+        capture_output=True, text=True, check=False, timeout=max(3600, 4 * cases),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     print(found)
-    if kept := os.environ.get("OMNIMERGE_KILLS_JSON"):
-        Path(kept).write_text(json.dumps(found, indent=1) + "\n")
+    if soak:
+        results("kills.json").write_text(json.dumps(found, indent=1) + "\n")
     assert found["different"] == []
-    assert found["cases"] == CASES and found["killed"] >= CASES
-    assert found["resumed_cases"] >= 0.2 * CASES and found["resumed_bytes"] > 0
+    assert found["cases"] == cases and found["killed"] >= cases
+    assert found["resumed_cases"] >= 0.2 * cases and found["resumed_bytes"] > 0
 
 
 @pytest.mark.parametrize("times", [1, 10])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 
@@ -104,6 +105,25 @@ def test_nan_a_missing_tensor_and_one_too_many(merged):
     }
 
 
+@pytest.mark.parametrize(("value", "force"), [(-math.inf, ()), (math.nan, ("finite",))])
+def test_what_a_merge_lets_through_in_kept_tensors_passes(merged, tmp_path, value, force):
+    """Infinity, such as of a mask; and NaN where it was asked to."""
+    name = "visual.patch_embed.proj.weight"
+    change(tmp_path / "qwen2_vl", lambda t: t[name].view(-1)[0].fill_(value))
+    recipe = json.loads((merged / "merge_manifest.json").read_text())["recipe"]
+    omnimerge.merge(recipe, merged, overwrite=True, force=force)
+    assert states(merged) == dict.fromkeys(CHECKS, "ok")
+    change(merged, lambda t: t["model.norm.weight"][0].fill_(math.inf))
+    (line,) = failed(merged)["finite numbers"]
+    assert line == "tensor 'model.norm.weight' holds NaN or infinity"
+
+
+def test_nan_in_a_kept_tensor_that_nobody_asked_for(merged):
+    name = "visual.patch_embed.proj.weight"
+    change(merged, lambda t: t[name].view(-1)[0].fill_(math.nan))
+    assert failed(merged)["finite numbers"] == (f"tensor {name!r} holds NaN",)
+
+
 def test_another_dtype(merged):
     change(merged, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].half()}))
     (line,) = failed(merged)["names, shapes and dtypes"]
@@ -136,11 +156,14 @@ def test_a_tied_head_that_differs(checkpoints, tmp_path):
 
 
 def test_folders_that_are_no_merge(checkpoints, tmp_path):
-    with pytest.raises(OutputError, match=r"is no merged checkpoint: merge_manifest.json: No such"):
+    with pytest.raises(
+        OutputError, match=r"is no merged checkpoint: cannot .*_manifest.json: No such"
+    ):
         omnimerge.verify(checkpoints("qwen2_vl"))
-    (tmp_path / "merge_manifest.json").write_text("[]")
-    with pytest.raises(OutputError, match="it holds no merge"):
-        omnimerge.verify(tmp_path)
+    for text, why in (("[]", "does not hold a JSON object"), ("{}", "it holds no merge")):
+        (tmp_path / "merge_manifest.json").write_text(text)
+        with pytest.raises(OutputError, match=why):
+            omnimerge.verify(tmp_path)
 
 
 def test_the_command(merged):

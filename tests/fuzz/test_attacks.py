@@ -118,7 +118,7 @@ def test_a_config_of_half_a_gigabyte(tmp_path):
     with (tmp_path / "config.json").open("wb") as stream:
         stream.truncate(10 << 30)
     done = limited(
-        "from omnimerge.checkpoint.headers import read_json; from pathlib import Path",
+        "from omnimerge.checkpoint.small_file import read_json; from pathlib import Path",
         f"read_json(Path({str(tmp_path / 'config.json')!r}))",
     )
     assert "CheckpointError" in done and "has more than 500,000,000 bytes" in done

@@ -7,8 +7,9 @@ A case is the command `omnimerge merge` in a forked child that has one of the fa
 `fault_kinds`. Whatever happens, it has to end by itself with a right exit code and, unless that is
 0, with one line and no traceback; the output is complete and correct or not there (or still the
 earlier one); the inputs are as before; `--resume` then gives the same bytes as an undisturbed
-merge, or `clean` removes what is left. Prints JSON: how many cases of each kind ended how, and what
-was found.
+merge, and writes nothing again that the journal promises, which is all that was written before a
+Ctrl-C or a SIGTERM; or `clean` removes what is left. Prints JSON: how many cases of each kind ended
+how, how many bytes were kept and written again, and what was found.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import mmap
 import os
 import platform
 import random
@@ -41,6 +43,9 @@ import torch
 from fault_kinds import Fault, Scene
 
 from omnimerge.checkpoint import journal
+from omnimerge.checkpoint.ranges import Ranges
+from omnimerge.checkpoint.shard import ShardFile
+from omnimerge.checkpoint.staging import JOURNAL_NAME, is_finished
 from omnimerge.cli import main as command
 from omnimerge.engine import slices
 
@@ -94,6 +99,45 @@ class Child:
         killed = os.WIFSIGNALED(status)
         code = f"killed by {os.WTERMSIG(status)}" if killed else os.WEXITSTATUS(status)
         return "hangs" if time.monotonic() > until else code, said.decode(errors="replace")
+
+
+class Writes:
+    """What a child writes of tensors, in memory that it shares: no file that a fault could hit."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 1 << 20)
+
+    def record(self) -> None:
+        """Write it down from now on; in the child."""
+        real = ShardFile.write
+
+        def write(shard: ShardFile, data: memoryview, position: int) -> None:
+            real(shard, data, position)
+            if position:  # else it is the header
+                line = f"{shard.path.name} {position} {position + data.nbytes}\n"
+                self._memory.write(line.encode())
+
+        ShardFile.write = write
+
+    def found(self) -> list[tuple[str, int, int]]:
+        """File, first byte and one past the last of every write that came to its end."""
+        lines = self._memory[:].rstrip(b"\0").decode().splitlines()
+        entries = [line.split() for line in lines]
+        return [(name, int(start), int(stop)) for name, start, stop in entries]
+
+
+def promised(out: Path) -> dict[str, Ranges]:
+    """File -> what of it the hidden folder of an output promises to be there."""
+    hidden = out.with_name(f".{out.name}.omnimerge")
+    files = sorted(hidden.glob("model*.safetensors"))
+    _, ranges = journal.read_journal(hidden / JOURNAL_NAME)
+    if files and is_finished(hidden):
+        ranges = [[[0, file.stat().st_size]] for file in files]
+    found = {file.name: Ranges() for file in files}
+    for file, each in zip(files, ranges, strict=False):
+        for start, stop in each:
+            found[file.name].add(start, stop)
+    return found
 
 
 class World:
@@ -195,12 +239,19 @@ def case(number: int, seed: int, kind: str, world: World) -> dict[str, Any]:
     draw = random.Random(f"{seed}:{number}")
     work = world.folder / f"case{number}"
     name, scene = scene_of(world, draw, work)
+    writes = Writes()
     if kind == SECOND:
         fault, (code, said) = two_processes(draw, scene, world, name)
     else:
         fault = fault_kinds.KINDS[kind](draw, scene)
         fault.prepare()
-        code, said = Child(_merge(world, name, scene, fault), fault.inside).wait()
+        begin = fault.inside
+
+        def inside() -> None:
+            writes.record()
+            begin()
+
+        code, said = Child(_merge(world, name, scene, fault), inside).wait()
     out = fault.out or scene.out
     problems = list(_problems(world, name, scene, fault, code, said))
     fault.repair()
@@ -208,7 +259,14 @@ def case(number: int, seed: int, kind: str, world: World) -> dict[str, Any]:
         problems.append("an input has other bytes")
     world.restore()
     then = "resumed" if draw.random() < 0.7 else "cleaned"
-    problems += _afterwards(world, name, scene, out, then)
+    kept = promised(out)
+    if kind == "signal" and code != 0 and not _is_whole(world, name, out):
+        lost = [f"{w[0]} {w[1:]}" for w in writes.found() if not _covers(kept, *w)]
+        problems += [f"written, and not kept: {lost[0]} of {len(lost)}"] if lost else []
+    again = Writes()
+    problems += _afterwards(world, name, scene, out, then, again)
+    if twice := [w for w in again.found() if _touches(kept, *w)]:
+        problems.append(f"kept, and written again: {twice[0]} of {len(twice)}")
     if any(not each.is_file() for each in fault.precious):
         problems.append("it touched what is none of its own")
     subprocess.run(["umount", work / "disk"], check=False, capture_output=True)
@@ -216,7 +274,23 @@ def case(number: int, seed: int, kind: str, world: World) -> dict[str, Any]:
     what = f"case {number}, {name}{', overwrite' * scene.overwrite}: {fault.what}; {then}"
     if SAY:
         print(f"{what} | {code} | {said.strip()}", flush=True)
-    return {"code": code, "then": then, "problems": [f"{what}: {each}" for each in problems]}
+    return {
+        "code": code, "then": then, "problems": [f"{what}: {each}" for each in problems],
+        "kept": sum(map(len, kept.values())) if then == "resumed" else 0,
+        "again": sum(stop - start for _, start, stop in again.found()),
+    }  # fmt: skip
+
+
+def _is_whole(world: World, name: str, out: Path) -> bool:
+    return out.exists() and contents(out) == world.known[name][0]
+
+
+def _covers(kept: dict[str, Ranges], name: str, start: int, stop: int) -> bool:
+    return name in kept and kept[name].covers(start, stop)
+
+
+def _touches(kept: dict[str, Ranges], name: str, start: int, stop: int) -> bool:
+    return any(first < stop and start < last for first, last in kept.get(name, ()))
 
 
 def _merge(world: World, name: str, scene: Scene, fault: Fault, *more: str) -> list[str]:
@@ -258,11 +332,14 @@ def _old(out: Path) -> Path:
     return out.with_name(f".{out.name}.omnimerge-old")
 
 
-def _afterwards(world: World, name: str, scene: Scene, out: Path, then: str) -> list[str]:
+def _afterwards(
+    world: World, name: str, scene: Scene, out: Path, then: str, writes: Writes
+) -> list[str]:
     """Go on with it or clean up, without the fault."""
     more = ["--overwrite"] if scene.overwrite else []
     if then == "resumed":
-        code, said = Child([*world.merge(name), "-o", str(out), "--resume", *more], _nothing).wait()
+        arguments = [*world.merge(name), "-o", str(out), "--resume", *more]
+        code, said = Child(arguments, writes.record).wait()
         if code:
             return [f"--resume gives {code}: {said.strip()[-3000:]}"]
         if contents(out) != world.known[name][0]:
@@ -320,8 +397,10 @@ def describe(found: list[tuple[str, dict[str, Any]]], **more: Any) -> dict[str, 
     """The results with their totals."""
     kinds: dict[str, dict[str, Any]] = {}
     for kind, each in found:
-        entry = kinds.setdefault(kind, {"cases": 0, "ends": Counter()})
+        entry = kinds.setdefault(kind, {"cases": 0, "kept": 0, "again": 0, "ends": Counter()})
         entry["cases"] += 1
+        for what in ("kept", "again"):  # bytes, of the cases that were resumed
+            entry[what] += each[what]
         entry["ends"][f"exit {each['code']}, {each['then']}"] += 1
     findings = [problem for _, each in found for problem in each["problems"]]
     return {

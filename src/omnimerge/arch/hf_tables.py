@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omnimerge.checkpoint.headers import read_json
+from omnimerge.checkpoint.small_file import read_json
 from omnimerge.errors import LayoutError
 
 

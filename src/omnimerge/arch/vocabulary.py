@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from omnimerge.arch.rows import Run
-from omnimerge.checkpoint.headers import read_json
+from omnimerge.checkpoint.small_file import read_bytes, read_json
 from omnimerge.errors import CheckpointError, LayoutError
 
 
@@ -131,11 +131,8 @@ def _sentencepieces(file: Path) -> list[str]:
     text. Other fields are skipped by their wire type.
     """
     try:
-        data = file.read_bytes()
-        pieces = [body for number, body in _fields(data) if number == 1]
+        pieces = [body for number, body in _fields(read_bytes(file)) if number == 1]
         return [next(b for n, b in _fields(piece) if n == 1).decode() for piece in pieces]
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
     except (IndexError, StopIteration, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is not a SentencePiece model") from error
 

@@ -10,10 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnimerge.checkpoint.headers import TensorMeta, read_json
+from omnimerge.checkpoint.headers import TensorMeta
 from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.locate import locate
 from omnimerge.checkpoint.reader import Checkpoint, read_header, stamp
+from omnimerge.checkpoint.small_file import read_json
 from omnimerge.errors import CheckpointError, suggestion
 
 if TYPE_CHECKING:
@@ -112,7 +113,6 @@ class Adapter:
         config_file = folder / CONFIG_NAME
         if not config_file.is_file():
             raise CheckpointError(f"{folder} has no {CONFIG_NAME}; is it a PEFT adapter's folder?")
-        check_inside(folder, config_file)
         config = read_json(config_file)
         _check_config(config, folder)
         file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)

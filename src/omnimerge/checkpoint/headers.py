@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from omnimerge.errors import CheckpointError
 
 # The format's own limit (safetensors, `MAX_HEADER_SIZE`).
 MAX_HEADER_BYTES = 100_000_000
-# Several times the largest tokenizer.json or index that is published.
-_MAX_JSON_BYTES = 500_000_000
 # Torch's limits.
 _MAX_DIMENSIONS, _MAX_SIZE = 64, 2**63
 
@@ -133,48 +130,3 @@ def _check_extents(metas: list[TensorMeta], file: Path, data_start: int, size: i
             f"{file} is truncated: it has {size:,} bytes and its header promises {position:,}; "
             "download or copy it again"
         )
-
-
-def read_text(file: Path, most: int) -> str:
-    """Read a text file of a sane size.
-
-    Args:
-        file: path of the file.
-        most: bytes that it may have.
-
-    Returns:
-        Its text.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is larger, or not UTF-8.
-    """
-    with file.open("rb") as stream:
-        large = os.fstat(stream.fileno()).st_size > most  # nothing to a sparse file
-        raw = b"" if large else stream.read(most + 1)
-    if large or len(raw) > most:
-        raise ValueError(f"it has more than {most:,} bytes")
-    return raw.decode("utf-8")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Args:
-        file: path of the file.
-
-    Returns:
-        The object.
-
-    Raises:
-        CheckpointError: if the file is missing, not JSON, or not an object.
-    """
-    try:
-        value = json.loads(read_text(file, _MAX_JSON_BYTES))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {os.strerror(error.errno or 0)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} does not hold a JSON object")
-    return value

@@ -8,11 +8,12 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from omnimerge.checkpoint.headers import read_json
 from omnimerge.checkpoint.links import check_inside
+from omnimerge.checkpoint.small_file import open_small, read_json
 from omnimerge.checkpoint.staging import MANIFEST_NAME
 from omnimerge.errors import CheckpointError, OmnimergeError, OutputError, one_line
 
@@ -95,12 +96,13 @@ def license_of(folder: Path) -> dict[str, str]:
 
     Returns:
         ``license``, and with it ``license_name`` and ``license_link`` where the card has them;
-        empty if there is no card, or it does not say.
+        empty if there is no card, it does not say, or it is none that may be opened.
     """
     try:
-        with (folder / "README.md").open(encoding="utf-8", errors="replace") as stream:
-            front = re.match(r"---[ \t]*\n(.*?)\n---", stream.read(1 << 16), re.DOTALL)
-    except OSError:
+        stream = open_small(folder / "README.md")
+        with TextIOWrapper(stream, encoding="utf-8", errors="replace") as card:
+            front = re.match(r"---[ \t]*\n(.*?)\n---", card.read(1 << 16), re.DOTALL)
+    except (CheckpointError, OSError):
         return {}
     # No YAML parser on a stranger's file: a few of its lines can make one take all memory.
     lines = front.group(1).splitlines() if front else []
@@ -261,9 +263,8 @@ def _shards(index: Path) -> list[str]:
 def _complete(out: Path) -> list[str]:
     """The files of a merge's folder, if all that its manifest names are there."""
     try:
-        described = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
-        promised = [*described.get("files", {})]
-    except (OSError, ValueError, AttributeError) as error:
+        promised = [*read_json(out / MANIFEST_NAME).get("files", {})]
+    except (CheckpointError, TypeError) as error:
         raise OutputError(
             f"{out} is no merged checkpoint: it has no readable {MANIFEST_NAME}; give the folder "
             "that `omnimerge merge` wrote"

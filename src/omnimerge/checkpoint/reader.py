@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
-from omnimerge.checkpoint.headers import TensorMeta, read_json, read_safetensors_header
+from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
 from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.locate import locate
 from omnimerge.checkpoint.remote import Remote
+from omnimerge.checkpoint.small_file import read_json
 from omnimerge.errors import CheckpointError, suggestion
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ class Checkpoint:
             config_file = folder / "config.json"
             if not config_file.is_file():
                 raise CheckpointError(_without_config(folder))
-            check_inside(folder, config_file)
             config = read_json(config_file)
             files, promised = _weight_files(folder)
             check_inside(folder, *files)
@@ -320,7 +320,6 @@ def _weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
 
 
 def _indexed_files(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
-    check_inside(folder, index)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")

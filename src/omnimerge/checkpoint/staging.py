@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnimerge.errors import OutputError
+from omnimerge.checkpoint.small_file import read_json
+from omnimerge.errors import CheckpointError, OutputError
 
 MANIFEST_NAME = "merge_manifest.json"
 """The file that marks a folder as the output of a merge."""
@@ -243,10 +243,9 @@ def manifest_key(folder: Path) -> str:
         The key that its manifest has; empty if it was not written by a merge.
     """
     try:
-        found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return str(read_json(folder / MANIFEST_NAME).get("key", ""))
+    except CheckpointError:
         return ""
-    return str(found.get("key", "")) if isinstance(found, dict) else ""
 
 
 def _remove(folder: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-from omnimerge.checkpoint.headers import read_text
 
 # Far more than what people write; the parser takes some seconds for it.
 _MOST_BYTES = 200_000
@@ -31,7 +30,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
             holds something else; the message says why, without the path.
     """
     try:
-        raw = _load(read_text(path, _MOST_BYTES))
+        raw = _load(_read(path))
     except OSError as error:
         raise ValueError(str(error.strerror)) from error
     except _NOT_YAML as error:
@@ -51,6 +50,16 @@ _NOT_YAML = (
     RecursionError,
     OverflowError,
 )
+
+
+def _read(path: Path) -> str:
+    """The text, of a sane size; a recipe may come through a pipe."""
+    with path.open("rb") as stream:
+        large = os.fstat(stream.fileno()).st_size > _MOST_BYTES  # nothing to a sparse file
+        raw = b"" if large else stream.read(_MOST_BYTES + 1)
+    if large or len(raw) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    return raw.decode("utf-8")
 
 
 def _load(text: str) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omnimerge.checkpoint import OutputTensor
+from omnimerge.checkpoint.small_file import read_text
 from omnimerge.compose.configuration import OmniConfig, plain
 from omnimerge.compose.names import HEAD, TEXT_PREFIX
 from omnimerge.compose.parts import PartPlan
@@ -111,7 +112,7 @@ def _text_template(folder: Path, tokenizer: Any, parts: Mapping[str, PartPlan]) 
     """The target's chat template, else the first that a part has."""
     found: list[Any] = [tokenizer.chat_template]
     file = folder / "chat_template.jinja"
-    found += [file.read_text(encoding="utf-8")] if file.is_file() else []
+    found += [read_text(file)] if file.is_file() else []
     for part in sorted(parts.values(), key=lambda p: p.source.folder != folder):
         inner = part.processor.inner
         found += [getattr(inner, "chat_template", None), inner.tokenizer.chat_template]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omnimerge.checkpoint.small_file import read_bytes
 from omnimerge.compose.options import MEDIA_KWARGS
 from omnimerge.compose.videos import FrameProcessor, without_torchvision
 from omnimerge.errors import CheckpointError
@@ -203,7 +204,7 @@ def processor_files(folder: Path) -> dict[str, bytes]:
         "merge_manifest.json",
         "adapter_config.json",
     )
-    return {f.name: f.read_bytes() for f in files if not f.name.endswith(left_out)}
+    return {f.name: read_bytes(f) for f in files if not f.name.endswith(left_out)}
 
 
 def _inserted(without: str | None, having: str | None) -> str | None:

@@ -11,6 +11,7 @@ from transformers import AutoProcessor, AutoTokenizer, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from omnimerge.checkpoint.locate import locate
+from omnimerge.checkpoint.small_file import read_json, read_text
 from omnimerge.compose.configuration import MODALITIES, OmniConfig
 from omnimerge.compose.options import Options, cut, options_of
 from omnimerge.compose.part_processor import PartProcessor
@@ -186,14 +187,14 @@ class OmniProcessor(ProcessorMixin):  # type: ignore[misc]
         if kwargs.get("revision") and not Path(reference).exists():
             reference = f"{reference}@{kwargs['revision']}"
         folder = locate(reference)
-        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        settings = read_json(folder / _SETTINGS)
         parts = {
             name: PartProcessor.load(folder / PARTS_FOLDER / name, **part)
             for name, part in settings["parts"].items()
         }
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         template = folder / _TEMPLATE
-        text = template.read_text(encoding="utf-8") if template.is_file() else None
+        text = read_text(template) if template.is_file() else None
         return cls(tokenizer, parts, chat_template=text)
 
     def save_pretrained(

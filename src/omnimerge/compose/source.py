@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel
 
+from omnimerge.checkpoint.small_file import check_small_files
 from omnimerge.compose.configuration import MODALITIES
 from omnimerge.compose.part import PartError, decoder_path
 from omnimerge.compose.renaming import conversions_of, renamed
@@ -47,8 +48,10 @@ class Source:
             The source.
 
         Raises:
-            CheckpointError: if transformers does not know it. A checkpoint's own code is never run.
+            CheckpointError: if transformers does not know it, or a small file is none to be opened.
+                A checkpoint's own code is never run.
         """
+        check_small_files(folder)
         try:
             config = AutoConfig.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False

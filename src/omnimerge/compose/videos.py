@@ -7,7 +7,6 @@ that works on Pillow images, with the sizes and means of the model's video proce
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from transformers import BatchFeature
+
+from omnimerge.checkpoint.small_file import read_json
 
 _SETTINGS = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
@@ -132,9 +133,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         if (folder / name).is_file():
-            found |= json.loads((folder / name).read_text(encoding="utf-8"))
+            found |= read_json(folder / name)
     if (folder / "processor_config.json").is_file():
-        both = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        both = read_json(folder / "processor_config.json")
         found |= both.get("image_processor") or {}
         found |= both.get("video_processor") or {}
     return found

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from omnimerge.checkpoint import Checkpoint, CheckpointWriter, OutputTensor
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
+from omnimerge.checkpoint.small_file import read_bytes
 from omnimerge.checkpoint.writer import refuse_existing
 from omnimerge.compose.card import card
 from omnimerge.compose.parts import PartPlan
 from omnimerge.compose.plan import ComposePlan, build_plan, is_vocabulary
 from omnimerge.compose.recipe import ComposeRecipe, load_recipe
 from omnimerge.engine.execute import merged_tensors
-from omnimerge.engine.inputs import checkpoints_of, protect_inputs
+from omnimerge.engine.inputs import SourceFiles, checkpoints_of, protect_inputs
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.manifest import manifest, roles, stored, write_manifest
 from omnimerge.engine.plan import MergePlan, TensorJob, worker_count
@@ -59,7 +60,8 @@ def compose(
 
     Raises:
         RecipeError: if the recipe is wrong; all problems at once.
-        CheckpointError: if a checkpoint cannot be read, or lacks tensors or a processor.
+        CheckpointError: if a checkpoint cannot be read or changes meanwhile, or lacks tensors or a
+            processor.
         NotMergeableError: if the language models do not fit, a model has no features to offer, or
             a modality is provided twice.
         NonFiniteError: if an input holds NaN or infinity.
@@ -69,11 +71,13 @@ def compose(
     refuse_existing(out, overwrite=overwrite)
     plan = build_plan(load_recipe(recipe), force=force)
     _check_out(plan, out)
+    generation = plan.merge.target.folder / "generation_config.json"
+    files = SourceFiles(checkpoints_of(plan.merge), [generation] if generation.is_file() else [])
     # Rows of new tokens are written over others: files are hashed when they are complete.
     with CheckpointWriter(out, plan.shards, overwrite=overwrite, hashing=False) as writer:
         _Stream(plan, writer, on_progress).run()
         _verify(plan, writer)
-        _write_files(plan, writer)
+        _write_files(plan, writer, files)
     return plan
 
 
@@ -266,15 +270,16 @@ def _rows_of(plan: ComposePlan, part: PartPlan) -> dict[str, str]:
     return found
 
 
-def _write_files(plan: ComposePlan, writer: CheckpointWriter) -> None:
+def _write_files(plan: ComposePlan, writer: CheckpointWriter, files: SourceFiles) -> None:
     folder = writer.folder
     plan.config.save_pretrained(folder)
     plan.processor.save_pretrained(folder)
     generation = plan.merge.target.folder / "generation_config.json"
     if generation.is_file():
-        (folder / generation.name).write_bytes(generation.read_bytes())
+        (folder / generation.name).write_bytes(read_bytes(generation))
     writer.write_index()
     described = _manifest(plan)
+    files.check()  # nothing of them is read from here on
     write_manifest(described, folder, writer.digests())
     (folder / "README.md").write_text(card(described), encoding="utf-8")
 

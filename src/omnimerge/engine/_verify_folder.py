@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from omnimerge.checkpoint import Adapter, Checkpoint
+from omnimerge.checkpoint import Adapter, Checkpoint, TensorMeta
 from omnimerge.checkpoint.dtypes import is_floating, is_known, item_size
 from omnimerge.checkpoint.links import check_inside
 from omnimerge.engine.manifest import file_hash, output_files, stored
@@ -96,16 +94,25 @@ class WrittenFolder:
                 yield f"tensor {name!r} is {stored(meta)} instead of {expected}"
 
     def finite(self) -> Iterator[str]:
-        """Look for NaN and infinity."""
+        """Look for NaN and infinity, as the merge does.
+
+        It copies infinity, which masks are made of, and with ``--force finite`` NaN as well.
+        """
+        known, forced = self.described.get("tensors", {}), self.described.get("forced", ())
         for name, meta in self.weights.tensors.items():
             if not is_known(meta.dtype) or not is_floating(meta.dtype):
                 continue
-            step = max(1, _BLOCK // item_size(meta.dtype))
-            for start in range(0, meta.numel, step):
-                block = self.weights.read(name, start, min(start + step, meta.numel))
-                if not torch.isfinite(block.float()).all():
-                    yield f"tensor {name!r} holds NaN or infinity"
-                    break
+            copied = not {"kept", "part"}.isdisjoint(known.get(name, ()))
+            waived = copied and "finite" in forced
+            if not waived and any(self._not_finite(name, meta, copied)):
+                yield f"tensor {name!r} holds NaN{'' if copied else ' or infinity'}"
+
+    def _not_finite(self, name: str, meta: TensorMeta, copied: bool) -> Iterator[bool]:
+        """Whether each block of a tensor holds NaN; or infinity, where it was merged."""
+        step = max(1, _BLOCK // item_size(meta.dtype))
+        for start in range(0, meta.numel, step):
+            block = self.weights.read(name, start, min(start + step, meta.numel)).float()
+            yield bool((block.isnan() if copied else ~block.isfinite()).any())
 
     def _differs(self, name: str, expected: Any) -> Iterator[str]:
         file = self.out / name

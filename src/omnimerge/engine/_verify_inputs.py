@@ -146,10 +146,10 @@ class MergedAgain:
                 continue
             check_inside(out, out / new)
             if new == "config.json" and config is not None:
-                same = (out / new).read_bytes() == config.encode()
+                expected = hashlib.sha256(config.encode()).hexdigest()
             else:
-                same = file_hash(plan.target.folder / name) == file_hash(out / new)
-            if not same:
+                expected = file_hash(plan.target.folder / name)
+            if file_hash(out / new) != expected:
                 yield f"{new} is not the target's"
 
     def again(self, count: int, seed: int) -> Iterator[str]:

@@ -19,7 +19,7 @@ from omnimerge.checkpoint.adapter import CONFIG_NAME
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.checkpoint.hub import commit_of, pinned
 from omnimerge.checkpoint.writer import refuse_existing
-from omnimerge.engine.inputs import checkpoints_of, protect_inputs
+from omnimerge.engine.inputs import SourceFiles, checkpoints_of, protect_inputs
 from omnimerge.engine.knowledge import model_statistics
 from omnimerge.engine.manifest import manifest, stored, versions, write_manifest
 from omnimerge.engine.plan import MergePlan, TensorJob
@@ -75,9 +75,11 @@ def merge_as_adapter(
 
     Raises:
         OutputError: if `out` exists, or tensors changed that no adapter can hold.
+        InputChangedError: if an input changes meanwhile.
     """
     protect_inputs(out, checkpoints_of(plan))
     refuse_existing(out, overwrite=overwrite)
+    files = SourceFiles(checkpoints_of(plan))
     total = sum(job.output.nbytes for job in plan.merged)
 
     def changes() -> Iterator[_Change]:
@@ -94,7 +96,14 @@ def merge_as_adapter(
     for entry in described["target_tensors"].values():
         del entry["stored"]  # the adapter stores none of them
     return _write(
-        plan.target, changes(), out, described, overwrite=overwrite, finish=finish, rank=rank
+        plan.target,
+        changes(),
+        files,
+        out,
+        described,
+        overwrite=overwrite,
+        finish=finish,
+        rank=rank,
     )
 
 
@@ -130,12 +139,14 @@ def extract_adapter(
         OutputError: if `out` exists, or tensors changed that no adapter can hold.
         RecipeError: if neither or both of `rank` and `energy` are given.
         NotMergeableError: if the model is no descendant of the base.
+        InputChangedError: if one of the two changes meanwhile.
     """
     if (rank is None) == (energy is None):
         raise RecipeError(["give either rank or energy"], "the call")
     refuse_existing(out, overwrite=overwrite)
     ancestor, tuned = Checkpoint.open(base), Checkpoint.open(model)
     protect_inputs(out, (ancestor, tuned))
+    files = SourceFiles((ancestor, tuned))
     alignment = align(ancestor, tuned, select=select, layouts=read_all_layouts(layouts))
     if reasons := alignment.reasons():
         raise NotMergeableError(reasons)
@@ -159,6 +170,7 @@ def extract_adapter(
     summary = _write(
         ancestor,
         changes(),
+        files,
         out,
         described,
         overwrite=overwrite,
@@ -260,6 +272,7 @@ class _Collector:
 def _write(
     base: Checkpoint,
     changes: Iterable[_Change],
+    files: SourceFiles,
     out: Path,
     described: Mapping[str, Any],
     *,
@@ -277,6 +290,7 @@ def _write(
             f"{shown}; write a full checkpoint, or leave them out with `select: linear`"
         )
     collector.finish()
+    files.check()  # nothing of them is read from here on
     summary = collector.summary
     if not collector.tensors:
         raise OutputError("nothing changed, so there is no adapter to write")

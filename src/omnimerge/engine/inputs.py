@@ -18,41 +18,25 @@ if TYPE_CHECKING:
     from omnimerge.engine.plan import MergePlan
 
 
-class InputFiles:
-    """The files of a plan's checkpoints that decide its output, and what they looked like.
-
-    These are the weight files, and the target's other files, which are copied.
+class SourceFiles:
+    """Files that must stay as they are while they are read.
 
     Args:
-        plan: the merge.
+        checkpoints: whose weight files these are.
+        others: more files.
 
     Raises:
         CheckpointError: if one cannot be read, or has changed since its header was.
     """
 
-    def __init__(self, plan: MergePlan) -> None:
-        folder = plan.target.folder
-        self._copied = {name: _stamped(folder / name) for name in plan.target.other_files()}
-        self._folder = folder
-        self._files = sorted({file for each in checkpoints_of(plan) for file in each.files})
+    def __init__(self, checkpoints: Iterable[Checkpoint], others: Iterable[Path] = ()) -> None:
+        opened = list(checkpoints)
+        self._others = {file: _stamped(file) for file in others}
+        self._files = sorted({file for each in opened for file in each.files})
         self._seen = {file: _look(file) for file in self._files}
-        for each in checkpoints_of(plan):  # between then and now lies the ancestor test
+        for each in opened:  # between then and now lies the ancestor test
             for file, (size, modified) in each.stamps.items():
                 self._compare(file, {"bytes": size, "modified_ns": modified}, self._seen[file])
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Return what is known of every weight file, as JSON values."""
-        return [{"file": place_of(file.absolute()), **self._seen[file]} for file in self._files]
-
-    @property
-    def copied(self) -> list[Path]:
-        """The target's files that are no weights, relative to its folder."""
-        return list(self._copied)
-
-    @property
-    def bytes_to_copy(self) -> int:
-        """Bytes of the target's files that are no weights."""
-        return sum(seen["bytes"] for seen in self._copied.values())
 
     def check(self) -> None:
         """Look again.
@@ -63,8 +47,8 @@ class InputFiles:
         """
         for file, before in self._seen.items():
             self._compare(file, before, _look(file))
-        for name, before in self._copied.items():
-            self._compare(self._folder / name, before, _stamped(self._folder / name))
+        for file, before in self._others.items():
+            self._compare(file, before, _stamped(file))
 
     @staticmethod
     def _compare(file: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -73,6 +57,36 @@ class InputFiles:
                 f"{file} changed while it was merged ({', '.join(changed)}); merge again when "
                 "nothing writes to it"
             )
+
+
+class InputFiles(SourceFiles):
+    """The files of a plan's checkpoints that decide its output, and what they looked like.
+
+    These are the weight files, and the target's other files, which are copied.
+
+    Args:
+        plan: the merge.
+
+    Attributes:
+        copied: the target's files that are no weights, relative to its folder.
+
+    Raises:
+        CheckpointError: if one cannot be read, or has changed since its header was.
+    """
+
+    def __init__(self, plan: MergePlan) -> None:
+        self.copied = plan.target.other_files()
+        folder = plan.target.folder
+        super().__init__(checkpoints_of(plan), [folder / name for name in self.copied])
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what is known of every weight file, as JSON values."""
+        return [{"file": place_of(file.absolute()), **self._seen[file]} for file in self._files]
+
+    @property
+    def bytes_to_copy(self) -> int:
+        """Bytes of the target's files that are no weights."""
+        return sum(seen["bytes"] for seen in self._others.values())
 
 
 def merge_key(plan: MergePlan, files: InputFiles, devices: Mapping[str, str] | None = None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omnimerge.arch import layer_index, slots_of
 from omnimerge.checkpoint import Checkpoint
-from omnimerge.checkpoint.headers import read_json
+from omnimerge.checkpoint.small_file import read_json
 from omnimerge.engine._mergekit_inputs import (
     MOST_LAYERS,
     Findings,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from omnimerge.checkpoint.small_file import read_json
 from omnimerge.checkpoint.writer import MANIFEST_NAME
 from omnimerge.engine._verify_folder import CannotLookError, WrittenFolder
 from omnimerge.engine._verify_inputs import MergedAgain
-from omnimerge.errors import OmnimergeError, OutputError
+from omnimerge.errors import CheckpointError, OmnimergeError, OutputError
 
 _Look = Callable[[], Iterator[str]]
 
@@ -109,10 +109,8 @@ _KINDS = {
 
 def _manifest(out: Path) -> dict[str, Any]:
     try:
-        found = json.loads((out / MANIFEST_NAME).read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not (
-            "adapter" in found or {"tensors", "recipe"} <= set(found)
-        ):
+        found = read_json(out / MANIFEST_NAME)
+        if not ("adapter" in found or {"tensors", "recipe"} <= set(found)):
             raise ValueError("it holds no merge")
         for key, kind in _KINDS.items():
             if not isinstance(found.get(key, kind()), kind):
@@ -123,10 +121,9 @@ def _manifest(out: Path) -> dict[str, Any]:
             texts = (entry.get(key, "") for key in ("stored", "part", "from"))
             if not all(isinstance(each, str) for each in texts):
                 raise ValueError(f"its tensor {name!r} is damaged")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except (CheckpointError, ValueError, AttributeError) as error:
+        reason = error if isinstance(error, CheckpointError) else f"{MANIFEST_NAME}: {error}"
         raise OutputError(
-            f"{out} is no merged checkpoint: {MANIFEST_NAME}: {reason}; give the folder that "
-            "`omnimerge merge` wrote"
+            f"{out} is no merged checkpoint: {reason}; give the folder that `omnimerge merge` wrote"
         ) from error
     return found

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnimerge.checkpoint.small_file import read_json
 from omnimerge.checkpoint.writer import MANIFEST_NAME
 from omnimerge.engine.manifest import manifest
 from omnimerge.engine.planning import with_parameters
-from omnimerge.errors import OutputError
+from omnimerge.errors import CheckpointError, OutputError
 from omnimerge.search.planning import PLACES, merge_settings, plan_of, space_of
 from omnimerge.search.store import write_atomically
 from omnimerge.search.study import differences, refuse_foreign
@@ -76,9 +77,9 @@ def _fill(plan: MergePlan, folder: Path, merge: Callable[[MergePlan, Path], None
     """Write a checkpoint unless it is there; whether it was written."""
     if folder.is_dir() and any(folder.iterdir()):
         try:
-            there = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+            there = read_json(folder / MANIFEST_NAME)
             same = _made_of(there) == _made_of(json.loads(json.dumps(manifest(plan))))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (CheckpointError, KeyError, TypeError, AttributeError):
             same = False
         if not same:
             raise OutputError(

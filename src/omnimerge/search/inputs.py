@@ -93,7 +93,9 @@ def checkpoint_digest(checkpoint: Checkpoint, *, whole: bool = False) -> str:
         if whole:
             for relative in checkpoint.other_files():
                 digest.update(str(relative).encode())
-                digest.update((checkpoint.folder / relative).read_bytes())
+                with (checkpoint.folder / relative).open("rb") as file:
+                    while block := file.read(_BLOCK):
+                        digest.update(block)
     except OSError as error:
         raise CheckpointError(
             f"cannot read {checkpoint.folder} ({error.strerror}); check the folder"

@@ -6,13 +6,13 @@ become prompts are touched. Nothing is downloaded, and no code of a dataset runs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from omnimerge.errors import PromptError, suggestion
+from omnimerge.checkpoint.small_file import read_json
+from omnimerge.errors import CheckpointError, PromptError, suggestion
 from omnimerge.generate.sources.columns import choose
 from omnimerge.generate.sources.embedded import MediaFolder
 from omnimerge.generate.sources.prompt import FIELDS, Gathering, Prompt
@@ -87,8 +87,8 @@ def _table(folder: Path, split: str | None) -> Path:
 
 def _splits(file: Path) -> list[str]:
     try:
-        splits = json.loads(file.read_text(encoding="utf-8"))["splits"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        splits = read_json(file)["splits"]
+    except (CheckpointError, KeyError) as error:
         raise PromptError(f"{file} cannot be read ({error}); save the dataset again") from error
     if not isinstance(splits, list) or not splits:
         raise PromptError(f"{file} names no splits; save the dataset again")
