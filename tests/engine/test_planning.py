@@ -2,14 +2,13 @@
 
 import cProfile
 import pstats
-import time
 
 import published_headers
 import pytest
 
 import omnimerge
 
-FEW, MANY = 6, 25  # layers, of 393 tensors each
+FEW, MORE, MANY = 3, 12, 25  # layers, of 393 tensors each
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +39,11 @@ def test_every_expert_of_a_mixture_has_its_job(experts):
 
 
 def test_planning_is_linear_in_the_tensors(experts):
-    few, many = (len(planned(experts(layers)).jobs) for layers in (FEW, MANY))
-    calls = []
-    for layers in (FEW, MANY):
+    """Counted in calls: seconds depend on the machine, and are in benchmarks/planning.py."""
+    jobs, calls = [], []
+    for layers in (FEW, MORE):
         folders, profile = experts(layers), cProfile.Profile()
-        profile.runcall(planned, folders)
+        jobs.append(len(profile.runcall(planned, folders).jobs))
         calls.append(pstats.Stats(profile).total_calls)
-    assert calls[1] / calls[0] < 1.1 * many / few, calls
-    assert calls[1] < 900 * many, calls  # seconds depend on the machine: benchmarks/planning.py
-
-    def seconds(layers):
-        folders, found = experts(layers), []
-        for _ in range(2):
-            start = time.process_time()
-            planned(folders)
-            found.append(time.process_time() - start)
-        return min(found)
-
-    short, long = seconds(FEW), seconds(MANY)
-    assert long / short < 2 * many / few, (short, long)  # twice as much for a machine that is busy
-    print(f"{few:,} tensors {short:.2f} s, {many:,} tensors {long:.2f} s; calls {calls}")
+    assert calls[1] / calls[0] < 1.1 * jobs[1] / jobs[0], calls
+    assert calls[1] < 900 * jobs[1], calls
