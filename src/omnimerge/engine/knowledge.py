@@ -10,13 +10,12 @@ from torch import Tensor
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import item_size
 from omnimerge.engine.lane import Lane
-from omnimerge.engine.plan import MergePlan, TensorJob, worker_count
+from omnimerge.engine.plan import MEASURED_ELEMENTS, MergePlan, TensorJob, worker_count
 from omnimerge.engine.threads import one_thread, thread_pool
 from omnimerge.errors import MethodError, NonFiniteError
 from omnimerge.methods import Statistics
 
-# Entries that are measured at once: large enough that what a measurement costs by itself is small.
-_MEASURED_ELEMENTS = 1 << 20
+_MEASURED_ELEMENTS = MEASURED_ELEMENTS
 
 Held = Callable[[Checkpoint, str], Tensor | None]
 """(Checkpoint, tensor name) -> the whole tensor, flat, if it is in memory; see `Parents.get`."""
@@ -29,14 +28,18 @@ Pass = Callable[[Statistics, int], Iterable[Tensor]]
 
 
 def model_statistics(
-    plan: MergePlan, held: Held | None = None, measured: Pass | None = None
+    plan: MergePlan,
+    held: Held | None = None,
+    measured: Pass | None = None,
+    memory: int | None = None,
 ) -> Statistics | None:
     """Gather what the method has to know of the whole model.
 
     Args:
         plan: what to do; the recipe's own keywords count, overrides do not.
         held: inputs that are in memory already.
-        measured: who measures; default: all threads of this process.
+        measured: who measures; default: the threads of this process.
+        memory: bytes for the buffers of these threads; default: enough for all of them.
 
     Returns:
         The statistics; None if the method needs none, or those of single tensors.
@@ -47,7 +50,7 @@ def model_statistics(
     known = plan.method.new_statistics(plan.recipe.model_count(), plan.recipe.all_parameters)
     if known is None or known.scope == "tensor":
         return None
-    measured = measured or _by_threads(plan, held)
+    measured = measured or _by_threads(plan, held, memory)
     for number in range(known.passes):
         for each in measured(known, number):
             known.add(number, each)
@@ -89,12 +92,15 @@ def measure_all(statistics: Statistics, number: int, slices: Sequence[Slice]) ->
     return found
 
 
-def _by_threads(plan: MergePlan, held: Held | None) -> Pass:
+def _by_threads(plan: MergePlan, held: Held | None, memory: int | None) -> Pass:
+    cost = max(plan.memory_to_measure(job) for job in plan.merged)
+    count = worker_count() if memory is None else min(worker_count(), max(1, memory // cost))
+
     def measured(known: Statistics, number: int) -> Iterator[Tensor]:
         slices = measured_slices(plan)
-        with one_thread(), thread_pool() as pool:
+        with one_thread(), thread_pool(count) as pool:
             # Added up in order, whichever is measured first: sums of floats depend on it.
-            while batch := list(islice(slices, 4 * worker_count())):
+            while batch := list(islice(slices, 4 * count)):
                 futures = [pool.submit(_measured, known, number, each, held) for each in batch]
                 for future in futures:
                     yield future.result()
