@@ -133,8 +133,8 @@ def test_what_the_disk_loses_before_a_file_is_closed_for_others_is_told(tmp_path
         each.close()
 
 
-LARGE = 100_000_000  # elements of one tensor, in bfloat16
-MEMORY = 50_000_000
+LARGE = 60_000_000  # elements of one tensor, in bfloat16
+MEMORY = 40_000_000
 SLACK = 10_000_000  # what the allocator keeps of what was let go, and the plan itself
 
 # Not `ru_maxrss`: a process has that of the one that started it.
@@ -157,7 +157,7 @@ print(resident("VmHWM:") - before)
 
 @pytest.fixture(scope="module")
 def large(checkpoints, tmp_path_factory):
-    """A base and two models, each with an embedding of 200 MB, and the small ones they are from."""
+    """A base and two models, each with an embedding of 120 MB, and the small ones they are from."""
     small = [checkpoints("qwen2", own=own, tie_word_embeddings=True) for own in ("a", "b", "c")]
     root, folders = tmp_path_factory.mktemp("large"), []
     for number, source in enumerate(small):
