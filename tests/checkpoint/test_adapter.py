@@ -112,6 +112,45 @@ def test_weights_stored_as_in_by_out(tmp_path):
         assert_equals_peft(checkpoint, merged, {name: name for name in base.tensors})
 
 
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
+@pytest.mark.parametrize("module", ["embed_tokens", "down_proj"])
+def test_little_is_read_for_a_slice(module, options, checkpoints, tmp_path, monkeypatch):
+    """Neither whole factors for every slice, nor the whole matrix at once for DoRA's norms."""
+    monkeypatch.setattr("omnimerge.checkpoint.adapted._BLOCK", 256)
+    folder = checkpoints("qwen2", own="base")
+    tiny_adapters.save(
+        tiny_models.load("qwen2", folder), tmp_path, target_modules=[module], **options
+    )
+    inside = "layers.0.mlp." if module == "down_proj" else ""
+    name = f"model.{inside}{module}.weight"
+    checkpoint = adapted(Checkpoint.open(folder), tmp_path)
+    read, sizes = Checkpoint.read_into, []
+
+    def note(self, buffer, *where):
+        sizes.append((self is checkpoint.base, buffer.numel()))
+        read(self, buffer, *where)
+
+    monkeypatch.setattr(Checkpoint, "read_into", note)
+    whole = checkpoint.read(name)
+    sizes.clear()
+    step = 256
+    parts = [checkpoint.read(name, n, n + step) for n in range(0, len(whole), step)]
+    assert torch.equal(torch.cat(parts), whole)
+    rank, columns = 4, checkpoint.meta(name).shape[1]
+    # of the left factor the rows that are needed; the right one, and the gains, are kept
+    changed = rank * len(whole) // columns
+    if module == "embed_tokens":  # PEFT saves the layer under it too
+        changed += len(whole)
+    assert sum(n for base, n in sizes if not base) == changed
+    assert max(n for _, n in sizes) <= step
+    again = adapted(Checkpoint.open(folder), tmp_path)
+    sizes.clear()
+    torch.testing.assert_close(again.read(name, 0, step), parts[0], rtol=0, atol=0)
+    assert max(n for _, n in sizes) <= max(step, rank * columns)
+    assert again.memory_of(name) >= 4 * step
+    assert again.memory_of("model.norm.weight") == 0
+
+
 @pytest.mark.parametrize("naming", ["published", "v5"])
 @pytest.mark.parametrize("name", ["llava_onevision", "qwen2_5_vl", "qwen2", "llava"])
 def test_adapters_of_other_architectures(name, naming, checkpoints, tmp_path):

@@ -69,7 +69,7 @@ def small(monkeypatch):
     monkeypatch.setattr("omnimerge.engine.accelerated._ELEMENTS", 2500)
     monkeypatch.setattr("omnimerge.engine.accelerated._SMALLEST_PIECE", 4096)
     monkeypatch.setattr("omnimerge.engine.accelerated._LARGEST_PIECE", 4096)
-    monkeypatch.setattr("omnimerge.engine.knowledge._MEASURED_ELEMENTS", 3000)
+    monkeypatch.setattr("omnimerge.engine.knowledge.MEASURED_ELEMENTS", 3000)
 
 
 @pytest.mark.parametrize("name", [n for n, m in all_methods().items() if not m.adapters_only])

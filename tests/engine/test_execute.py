@@ -139,7 +139,7 @@ def test_slices_of_task_vectors_do_not_show(name, checkpoints, tmp_path, monkeyp
     omnimerge.merge(recipe, tmp_path / "whole")
     monkeypatch.setattr("omnimerge.engine.slices.CHUNK_ELEMENTS", 300)
     monkeypatch.setattr("omnimerge.engine.slices._KERNEL_ELEMENTS", 70)
-    monkeypatch.setattr("omnimerge.engine.knowledge._MEASURED_ELEMENTS", 190)
+    monkeypatch.setattr("omnimerge.engine.knowledge.MEASURED_ELEMENTS", 190)
     omnimerge.merge(recipe, tmp_path / "pieces")
     whole, pieces = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "pieces"))
     assert whole == pieces

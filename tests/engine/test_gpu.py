@@ -100,7 +100,7 @@ def small(monkeypatch):
     monkeypatch.setattr(accelerated, "_ELEMENTS", 20_000)
     monkeypatch.setattr(accelerated, "_SMALLEST_PIECE", 1 << 13)
     monkeypatch.setattr(accelerated, "_LARGEST_PIECE", 1 << 13)
-    monkeypatch.setattr("omnimerge.engine.knowledge._MEASURED_ELEMENTS", 30_000)
+    monkeypatch.setattr("omnimerge.engine.knowledge.MEASURED_ELEMENTS", 30_000)
 
 
 def recipe_of(name, folders, **more):

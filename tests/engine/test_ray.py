@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import listening
@@ -41,7 +42,7 @@ def cluster(tmp_path_factory):
 
     os.environ["OMNIMERGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # of its processes
 
-    # Patient: a busy machine may leave a node without the CPU for seconds, and is not down for that.
+    # Patient: a busy machine leaves a node without the CPU for seconds, which is not down then.
     patient = {
         "health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
         "health_check_failure_threshold": 10,
@@ -60,7 +61,7 @@ def cluster(tmp_path_factory):
 def small(monkeypatch):
     """Tiny models make many slices, and many tasks."""
     monkeypatch.setattr(slices, "CHUNK_ELEMENTS", 1000)
-    monkeypatch.setattr(knowledge, "_MEASURED_ELEMENTS", 3000)
+    monkeypatch.setattr(knowledge, "MEASURED_ELEMENTS", 3000)
     monkeypatch.setattr(ray_module, "_LEAST", 1)
     monkeypatch.setattr(journal, "INTERVAL", 0.01)
 
@@ -245,6 +246,22 @@ def test_a_write_that_the_storage_lost_is_found(tmp_path):
     worker._append(written, 304, memoryview(b"lost"))
     with pytest.raises(OutputError, match=r"at bytes 300 to 308: .* not coherent"):
         worker.read_back(work, "f", written)
+
+
+def test_a_process_keeps_no_buffers_for_its_next_task(recipe, tmp_path, monkeypatch):
+    """The next task may be of smaller tensors, and have asked for less memory."""
+    plan = omnimerge.plan({**recipe, "method": "linear"}, force=["ancestor"])
+    monkeypatch.setitem(worker._opened, "k", types.SimpleNamespace(plan=plan, worker=None))
+    number = next(n for n, job in enumerate(plan.jobs) if job.merged)
+    size = plan.jobs[number].output.nbytes
+    (tmp_path / "f").write_bytes(bytes(size))
+    (tmp_path / "omnimerge.journal").write_text('{"merge":"k"}\n')
+    work = worker.Work({}, (), (), {}, str(tmp_path), "k")
+    pieces = [worker.Piece(number, 0, tuple(slices.slices_of(plan, plan.jobs[number])))]
+    ((start, stop, _),) = worker.write_pieces(work, None, "f", pieces)
+    assert (start, stop) == (0, size) and any((tmp_path / "f").read_bytes())
+    kept = worker._opened["k"].worker
+    assert not kept._raw and not kept._floats
 
 
 def test_a_killed_process(cluster, recipe, tmp_path, monkeypatch):

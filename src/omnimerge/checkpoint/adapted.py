@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from omnimerge.checkpoint.adapter import CONFIG_NAME, Adapter, Change
@@ -15,6 +17,11 @@ from omnimerge.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Elements that are computed at once, whatever is asked for: what they take beside is bounded.
+_BLOCK = 1 << 18
+# Tensors that threads are at, at a time, as a rule: they go forward through the files.
+_RECENT = 2
 
 
 class AdaptedCheckpoint(Checkpoint):
@@ -47,7 +54,8 @@ class AdaptedCheckpoint(Checkpoint):
             else meta
             for name, meta in base.tensors.items()
         }
-        self._gains: dict[str, Tensor] = {}
+        self._gains = _Kept(len(self._changes))  # a number per output: small
+        self._rights = _Kept(_RECENT)
 
     @property
     def location(self) -> str:
@@ -91,6 +99,41 @@ class AdaptedCheckpoint(Checkpoint):
         if change is None:
             self.base.read_into(buffer, name, start)
             return
+        for begin in range(0, buffer.numel(), _BLOCK):
+            part = buffer[begin : begin + _BLOCK]
+            self._fill(part, name, change, start + begin)
+            if change.magnitude:
+                gain = self._gains.get(name, partial(self._gain, name, change))
+                part.mul_(_spread(gain, self._columns(name), start + begin, part.numel(), change))
+
+    def memory_of(self, name: str) -> int:
+        """Estimate from above what reading any part of a tensor takes beside the buffer.
+
+        Args:
+            name: a tensor name of this checkpoint.
+
+        Returns:
+            Bytes.
+        """
+        change = self._changes.get(name)
+        if change is None:
+            return self.base.memory_of(name)
+        meta, columns = self.meta(name), self._columns(name)
+        elements = min(meta.numel, _BLOCK) + 2 * columns  # whole rows
+        nbytes = 12 * elements
+        if change.a:
+            rank, rows = self.adapter.store.tensors[change.a].shape[0], elements // columns
+            nbytes += 4 * rank * (4 * rows + (4 + _RECENT) * columns)  # the factors' parts
+        if change.magnitude:
+            nbytes += 24 * (columns if change.transposed else meta.shape[0])
+        return nbytes
+
+    def _columns(self, name: str) -> int:
+        meta = self.meta(name)
+        return meta.numel // max(1, meta.shape[0] if meta.shape else 1)
+
+    def _fill(self, buffer: Tensor, name: str, change: Change, start: int) -> None:
+        """Fill a float32 buffer with elements from `start` on, DoRA's gains left out."""
         stop = start + buffer.numel()
         if change.whole:
             buffer.copy_(self.adapter.store.read(change.whole, start, stop))
@@ -100,31 +143,54 @@ class AdaptedCheckpoint(Checkpoint):
             shift = self.adapter.store.read(change.shift, start, stop)
             buffer.add_(shift.float(), alpha=change.scale)
         if change.a:
-            meta = self.meta(name)
-            buffer.add_(_slice_of_product(*self._oriented(change), start, stop))
-            if change.magnitude:
-                columns = meta.numel // max(1, meta.shape[0])
-                buffer.mul_(_spread(self._gain(name, change), columns, start, stop, change))
+            columns = self._columns(name)
+            first, last = start // columns, -(-stop // columns)
+            right = self._rights.get(name, partial(self._right, change))
+            product = (self._left(change, first, last) @ right).flatten()
+            buffer.add_(product[start - first * columns :][: stop - start])
 
     def _oriented(self, change: Change) -> tuple[Tensor, Tensor]:
-        """The factors for the tensor as it is stored, the scale in the left one."""
-        store = self.adapter.store
-        a = store.read_tensor(str(change.a)).float().flatten(1)
-        b = store.read_tensor(str(change.b)).float().flatten(1) * change.scale
-        return (a.T.contiguous(), b.T.contiguous()) if change.transposed else (b, a)
+        """The factors for the tensor as it is stored, the scale in B."""
+        of_rows = self.adapter.store.tensors[str(change.a if change.transposed else change.b)]
+        rows = of_rows.numel // self.adapter.store.tensors[str(change.a)].shape[0]
+        return self._left(change, 0, rows), self._right(change)
+
+    def _left(self, change: Change, first: int, last: int) -> Tensor:
+        """Rows of the left factor, of which a slice needs few; (last - first, rank)."""
+        import torch
+
+        store, a, b = self.adapter.store, str(change.a), str(change.b)
+        rank = store.tensors[a].shape[0]
+        if not change.transposed:
+            rows = store.read(b, first * rank, last * rank)
+            return rows.float().view(-1, rank) * change.scale
+        width = store.tensors[a].numel // rank
+        parts = [store.read(a, n * width + first, n * width + last) for n in range(rank)]
+        return torch.stack(parts).float().T.contiguous()
+
+    def _right(self, change: Change) -> Tensor:
+        """The right factor; (rank, columns)."""
+        right = self.adapter.store.read_tensor(str(change.b if change.transposed else change.a))
+        flat = right.float().flatten(1)
+        return (flat * change.scale).T.contiguous() if change.transposed else flat
 
     def _gain(self, name: str, change: Change) -> Tensor:
-        """DoRA: magnitude / norm, per output; (outputs,)."""
-        found = self._gains.get(name)
-        if found is None:
-            left, right = self._oriented(change)
-            base = self.adapter.store.read_tensor(change.whole) if change.whole else None
-            stored = self.base.read_tensor(name) if base is None else base
-            merged = stored.float().flatten(1) + left @ right
-            norms = merged.norm(dim=0 if change.transposed else 1)
-            magnitude = self.adapter.store.read_tensor(str(change.magnitude)).float().flatten()
-            found = self._gains[name] = magnitude / norms
-        return found
+        """DoRA: magnitude / norm, per output; (outputs,). In blocks of rows that never vary."""
+        import torch
+
+        meta, columns = self.meta(name), self._columns(name)
+        rows = max(1, _BLOCK // max(1, columns))
+        outputs = columns if change.transposed else meta.shape[0]
+        squares = torch.zeros(outputs, dtype=torch.float64)
+        for first in range(0, meta.shape[0], rows):
+            block = torch.empty(min(rows, meta.shape[0] - first), columns)
+            self._fill(block.view(-1), name, change, first * columns)
+            if change.transposed:
+                squares += block.double().square_().sum(dim=0)
+            else:
+                squares[first : first + rows] = block.double().square_().sum(dim=1)
+        magnitude = self.adapter.store.read_tensor(str(change.magnitude)).float().flatten()
+        return magnitude / squares.sqrt_().float()
 
     def _check_shape(self, meta: TensorMeta, change: Change) -> None:
         tensors = self.adapter.store.tensors
@@ -154,16 +220,35 @@ class AdaptedCheckpoint(Checkpoint):
                 )
 
 
-def _slice_of_product(left: Tensor, right: Tensor, start: int, stop: int) -> Tensor:
-    """Elements start:stop of left · right, flattened, from the rows that hold them."""
-    columns = right.shape[1]
-    first, last = start // columns, -(-stop // columns)
-    return (left[first:last] @ right).flatten()[start - first * columns : stop - first * columns]
+def _spread(gain: Tensor, columns: int, start: int, count: int, change: Change) -> Tensor:
+    """DoRA's gains for elements from `start` on, one per row, or per column where transposed."""
+    first, last = start // columns, -(-(start + count) // columns)
+    rows = last - first
+    spread = gain.repeat(rows) if change.transposed else gain[first:last].repeat_interleave(columns)
+    return spread[start - first * columns :][:count]
 
 
-def _spread(gain: Tensor, columns: int, start: int, stop: int, change: Change) -> Tensor:
-    """DoRA's gains for elements start:stop, one per row, or per column where transposed."""
-    import torch
+class _Kept:
+    """The last few tensors that were computed, each by one thread while the others wait.
 
-    position = torch.arange(start, stop)
-    return gain[position % columns if change.transposed else position // columns]
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._lock = threading.Lock()
+        self._found: dict[str, Tensor] = {}
+
+    def get(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what is kept under a name; compute it if there is nothing."""
+        found = self._found.get(name)
+        if found is None:
+            with self._lock:
+                found = self._found.get(name)
+                if found is None:
+                    found = compute()
+                    while len(self._found) >= self._count:
+                        del self._found[next(iter(self._found))]
+                    self._found[name] = found
+        return found

@@ -80,6 +80,18 @@ class MappedCheckpoint(Checkpoint):
             self._read_piece(part, meta, segment, start)
             start, number = start + count, number + 1
 
+    def memory_of(self, name: str) -> int:
+        """Estimate from above what reading any part of a tensor takes beside the buffer.
+
+        Args:
+            name: a tensor name of the target.
+
+        Returns:
+            Bytes.
+        """
+        sources = {self._source(name, each) for each in self._pieces[name]}
+        return max((checkpoint.memory_of(source) for checkpoint, source in sources), default=0)
+
     def _read_piece(self, part: Tensor, meta: TensorMeta, segment: Segment, start: int) -> None:
         checkpoint, name = self._source(meta.name, segment)
         offset = segment.offset + start - segment.start

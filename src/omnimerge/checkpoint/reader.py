@@ -11,6 +11,7 @@ from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
 from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.locate import locate
+from omnimerge.checkpoint.openfile import OpenFile
 from omnimerge.checkpoint.remote import Remote
 from omnimerge.checkpoint.small_file import read_json
 from omnimerge.errors import CheckpointError, suggestion
@@ -64,7 +65,7 @@ class Checkpoint:
         self.tensors: Mapping[str, TensorMeta] = tensors
         self.files = files
         self.stamps: Mapping[Path, tuple[int, int]] = {}
-        self._descriptors: dict[Path, int] = {}
+        self._opened: dict[Path, OpenFile] = {}
         self._remote = Remote.of(folder)
 
     @classmethod
@@ -177,6 +178,17 @@ class Checkpoint:
         """
         return self.read(name).reshape(self.meta(name).shape)
 
+    def memory_of(self, name: str) -> int:  # noqa: ARG002 (there are others)
+        """Estimate from above what reading any part of a tensor takes beside the buffer.
+
+        Args:
+            name: a tensor name of this checkpoint.
+
+        Returns:
+            Bytes.
+        """
+        return 0
+
     def other_files(self) -> list[Path]:
         """List the files that belong to the model and are not weights.
 
@@ -212,8 +224,8 @@ class Checkpoint:
         """Close the files. Reading afterwards opens them again."""
         if self._remote:
             self._remote.close()
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        while self._opened:
+            self._opened.popitem()[1].close()
 
     def __del__(self) -> None:
         self.close()
@@ -229,20 +241,18 @@ class Checkpoint:
             self._remote.read_into(view, meta.file.name, offset)
             return
         try:
-            descriptor = self._descriptors.get(meta.file)
-            if descriptor is None:
-                opened = os.open(meta.file, os.O_RDONLY)
-                descriptor = self._descriptors.setdefault(meta.file, opened)
-                if descriptor != opened:  # another thread was first
-                    os.close(opened)
-            while view.nbytes:
-                count = os.preadv(descriptor, [view], offset)
-                if count == 0:
-                    raise CheckpointError(
-                        f"{meta.file} ended while tensor {meta.name!r} was read; it changed or is "
-                        "truncated"
-                    )
-                view, offset = view[count:], offset + count
+            file = self._opened.get(meta.file) or self._opened.setdefault(
+                meta.file, OpenFile(meta.file)
+            )
+            with file.used() as descriptor:
+                while view.nbytes:
+                    count = os.preadv(descriptor, [view], offset)
+                    if count == 0:
+                        raise CheckpointError(
+                            f"{meta.file} ended while tensor {meta.name!r} was read; it changed or "
+                            "is truncated"
+                        )
+                    view, offset = view[count:], offset + count
         except OSError as error:
             raise CheckpointError(
                 f"cannot read tensor {meta.name!r} of {meta.file}: {error.strerror}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnimerge.checkpoint.dtypes import item_size
+from omnimerge.checkpoint.openfile import OpenFile
 from omnimerge.checkpoint.ranges import Ranges
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -70,10 +72,14 @@ class ShardFile:
         self._lock = threading.Lock()
         self._hash_at_once, self._hashing = hashing, threading.Lock()
         self._hash, self._hashed = hashlib.sha256(), 0
+        self._syncing = threading.Lock()
+        self._lost: OSError | None = None
+        self._file = OpenFile(path, os.O_RDWR, self._sync_last)
         flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if begin_anew else 0)
-        self._descriptor = os.open(path, flags, 0o666)
+        os.close(os.open(path, flags, 0o666))
         try:
-            _reserve(self._descriptor, self.size)
+            with self._file.used() as descriptor:
+                _reserve(descriptor, self.size)
             self.write(memoryview(header), 0)
         except BaseException:
             self.close()
@@ -90,9 +96,10 @@ class ShardFile:
             OSError: if they cannot be written.
         """
         start = position
-        while data.nbytes:
-            count = os.pwrite(self._descriptor, data, position)
-            data, position = data[count:], position + count
+        with self._file.used() as descriptor:
+            while data.nbytes:
+                count = os.pwrite(descriptor, data, position)
+                data, position = data[count:], position + count
         self.mark(start, position)
 
     def mark(self, start: int, stop: int) -> None:
@@ -140,8 +147,13 @@ class ShardFile:
             return len(self.done)
 
     def sync(self) -> None:
-        """Wait until the disk has what was written."""
-        os.fsync(self._descriptor)
+        """Wait until the disk has what was written.
+
+        Raises:
+            OSError: if it does not, or has lost what an earlier call waited for.
+        """
+        with self._file.used() as descriptor:
+            self._sync(descriptor)
 
     def digest(self) -> str:
         """Return the SHA-256 of the whole file, as it is on disk.
@@ -155,16 +167,32 @@ class ShardFile:
 
     def close(self) -> None:
         """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
+
+    def _sync(self, descriptor: int) -> None:
+        with self._syncing:
+            if self._lost:
+                raise self._lost
+            try:
+                os.fsync(descriptor)
+            except OSError as error:  # told once: a later call for the same file succeeds
+                self._lost = error
+                raise
+
+    def _sync_last(self, descriptor: int) -> None:
+        """Before it is closed: no other descriptor is told of what was written through this one."""
+        with contextlib.suppress(OSError):  # whoever relies on it calls `sync`, and is told
+            self._sync(descriptor)
 
     def _advance(self) -> None:
         """Hash what follows without a gap on what is hashed; the system still has it in memory."""
         while True:
             with self._lock:
                 stop = min(self.done.stop_after(self._hashed), self._hashed + _BLOCK)
-            block = os.pread(self._descriptor, stop - self._hashed, self._hashed)
+            if stop == self._hashed:
+                return
+            with self._file.used() as descriptor:
+                block = os.pread(descriptor, stop - self._hashed, self._hashed)
             if not block:
                 return
             self._hash.update(block)

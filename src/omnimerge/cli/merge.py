@@ -136,11 +136,16 @@ def command(
 def _check_executor(executor: str, address: str | None, as_adapter: int | None) -> None:
     """Refuse options that would have no effect."""
     source = click.get_current_context().get_parameter_source("memory")
+    bounded = source is not click.core.ParameterSource.DEFAULT
     if executor == "local" and address is not None:
         raise click.UsageError("--address is for --executor ray; leave it out, or give that too")
     if executor == "ray" and as_adapter:
         raise click.UsageError("--as-adapter runs on this machine; leave --executor out")
-    if executor == "ray" and source is not click.core.ParameterSource.DEFAULT:
+    if as_adapter and bounded:
+        raise click.UsageError(
+            "--as-adapter takes tensors whole, one at a time; leave --memory out"
+        )
+    if executor == "ray" and bounded:
         raise click.UsageError(
             "--memory bounds one process; with --executor ray, give every machine's memory to "
             "`ray start --memory`"

@@ -63,8 +63,10 @@ def command(
         f"reads {size(plan.bytes_to_read)}, writes {size(plan.bytes_to_write)} in "
         f"{len(plan.shards)} file(s), buffers up to {size(peak)}"
     )
-    if plan.largest > bound:
-        echo(
-            f"{plan.method.name} takes matrices whole: the largest needs {size(plan.largest)}, "
-            f"more than --memory {memory}; such ones run alone"
-        )
+    needs = f"the largest needs {size(plan.largest)}"
+    beyond = f"more than --memory {memory}; such ones run alone"
+    if plan.whole_matrices:
+        more = f", {beyond}" if plan.largest > bound else ""
+        echo(f"{plan.method.name} takes matrices whole: {needs}{more}")
+    elif plan.largest > bound:
+        echo(f"of the slices that {plan.method.name} takes, {needs}, {beyond}")

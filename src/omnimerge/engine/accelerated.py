@@ -106,7 +106,7 @@ class DeviceExecutor:
         with one_thread():
             rest = max(0, self._memory - BUFFERS * count * piece)
             todo = Todo(plan, writer, rest, elements)
-            statistics = model_statistics(plan) if todo.anything else None
+            statistics = model_statistics(plan, memory=rest) if todo.anything else None
 
             def work(device: _Device) -> None:
                 lane = self._make_lane(device.name, piece)

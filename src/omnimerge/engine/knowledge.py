@@ -12,13 +12,10 @@ from torch import Tensor
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.engine.lane import Lane
-from omnimerge.engine.plan import MergePlan, TensorJob, worker_count
+from omnimerge.engine.plan import MEASURED_ELEMENTS, MergePlan, TensorJob, worker_count
 from omnimerge.engine.threads import one_thread, thread_pool
 from omnimerge.errors import MethodError, NonFiniteError
 from omnimerge.methods import Statistics
-
-# Entries that are measured at once: large enough that what a measurement costs by itself is small.
-_MEASURED_ELEMENTS = 1 << 20
 
 Buffers = dict[int, Tensor]
 """Number of an input -> bytes that its slices are read into, one after the other."""
@@ -34,14 +31,18 @@ Pass = Callable[[Statistics, int], Iterable[Tensor]]
 
 
 def model_statistics(
-    plan: MergePlan, held: Held | None = None, measured: Pass | None = None
+    plan: MergePlan,
+    held: Held | None = None,
+    measured: Pass | None = None,
+    memory: int | None = None,
 ) -> Statistics | None:
     """Gather what the method has to know of the whole model.
 
     Args:
         plan: what to do; the recipe's own keywords count, overrides do not.
         held: inputs that are in memory already.
-        measured: who measures; default: all threads of this process.
+        measured: who measures; default: the threads of this process.
+        memory: bytes for the buffers of these threads; default: enough for all of them.
 
     Returns:
         The statistics; None if the method needs none, or those of single tensors.
@@ -52,7 +53,7 @@ def model_statistics(
     known = plan.method.new_statistics(plan.recipe.model_count(), plan.recipe.all_parameters)
     if known is None or known.scope == "tensor":
         return None
-    measured = measured or _by_threads(plan, held)
+    measured = measured or _by_threads(plan, held, memory)
     for number in range(known.passes):
         for each in measured(known, number):
             known.add(number, each)
@@ -95,7 +96,9 @@ def measure_all(statistics: Statistics, number: int, slices: Sequence[Slice]) ->
     return found
 
 
-def _by_threads(plan: MergePlan, held: Held | None) -> Pass:
+def _by_threads(plan: MergePlan, held: Held | None, memory: int | None) -> Pass:
+    cost = max(plan.memory_to_measure(job) for job in plan.merged)
+    count = worker_count() if memory is None else min(worker_count(), max(1, memory // cost))
     own = threading.local()  # of each thread
 
     def measure(known: Statistics, number: int, each: Slice) -> Tensor:
@@ -104,9 +107,9 @@ def _by_threads(plan: MergePlan, held: Held | None) -> Pass:
 
     def measured(known: Statistics, number: int) -> Iterator[Tensor]:
         slices = measured_slices(plan)
-        with one_thread(), thread_pool() as pool:
+        with one_thread(), thread_pool(count) as pool:
             # Added up in order, whichever is measured first: sums of floats depend on it.
-            while batch := list(islice(slices, 4 * worker_count())):
+            while batch := list(islice(slices, 4 * count)):
                 futures = [pool.submit(measure, known, number, each) for each in batch]
                 for future in futures:
                     yield future.result()
@@ -204,5 +207,5 @@ def _close(statistics: Statistics, number: int, where: str) -> None:
 
 def _slices(job: TensorJob) -> Iterator[Slice]:
     numel = job.output.nbytes // item_size(job.output.dtype)
-    for start in range(0, numel, _MEASURED_ELEMENTS):
-        yield job, start, min(start + _MEASURED_ELEMENTS, numel)
+    for start in range(0, numel, MEASURED_ELEMENTS):
+        yield job, start, min(start + MEASURED_ELEMENTS, numel)

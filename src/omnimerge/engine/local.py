@@ -54,7 +54,7 @@ class LocalExecutor:
         """
         with one_thread():
             todo = Todo(plan, writer, self._memory)
-            statistics = model_statistics(plan) if todo.anything else None
+            statistics = model_statistics(plan, memory=self._memory) if todo.anything else None
 
             def work() -> None:
                 worker = SliceWorker(plan, statistics)

@@ -20,6 +20,10 @@ from omnimerge.engine.recipe import Recipe
 from omnimerge.methods import MergeMethod
 
 CHUNK_ELEMENTS = 1 << 18
+# Entries that are measured at once: large enough that what a measurement costs by itself is small.
+MEASURED_ELEMENTS = 1 << 20
+# Per model: counts of its magnitudes, twice as they are added up, and blocks of its task vector.
+_MEASURING = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,11 @@ class MergePlan:
         """Bytes that the buffers take per element of a slice: float32 beside the widest form."""
         return 8 * (len(self.models) + 4)
 
+    @property
+    def whole_matrices(self) -> bool:
+        """Whether the method takes matrices whole, however large they are."""
+        return self.method.slices == "whole"
+
     def memory_of(self, job: TensorJob, elements: int = CHUNK_ELEMENTS) -> int:
         """Estimate from above what the buffers for a slice of a tensor take.
 
@@ -126,10 +135,38 @@ class MergePlan:
             elements: of a slice.
 
         Returns:
-            Bytes; for a method that takes whole matrices, those of the matrix.
+            Bytes; for a method that takes whole matrices, those of the matrix. With what reading
+            adapters takes, and what the method measures beforehand.
         """
-        whole = job.merged and self.method.slices == "whole"
-        return self.memory_per_element * (_numel(job.output) if whole else elements)
+        if not job.merged:
+            return self.memory_per_element * elements
+        if self.method.slices == "rows" and job.output.shape:
+            elements = max(elements, job.output.shape[-1])
+        buffers = self.memory_per_element * (
+            _numel(job.output) if self.whole_matrices else elements
+        )
+        return buffers + self._memory_to_read(job) + self.memory_to_measure(job)
+
+    def memory_to_measure(self, job: TensorJob) -> int:
+        """Estimate from above what one thread takes to measure a slice of a tensor.
+
+        Args:
+            job: a tensor that is merged.
+
+        Returns:
+            Bytes; 0 if the method has to know nothing beforehand.
+        """
+        if self.method.statistics is None:
+            return 0
+        numel = min(_numel(job.output), MEASURED_ELEMENTS)
+        inputs = [*job.sources, *([job.base] if job.base else [])]
+        stored = sum(item_size(each.tensors[name].dtype) for each, name in inputs)
+        return numel * stored + _MEASURING * len(inputs) + self._memory_to_read(job)
+
+    def _memory_to_read(self, job: TensorJob) -> int:
+        """What computing the inputs takes that are not stored as they are: one at a time."""
+        inputs = [*job.sources, *([job.base] if job.base else [])]
+        return max((each.memory_of(name) for each, name in inputs), default=0)
 
     def kept_reasons(self) -> dict[str, int]:
         """Count the kept tensors by reason.
@@ -158,6 +195,8 @@ class MergePlan:
             "bytes_to_read": self.bytes_to_read,
             "bytes_to_write": self.bytes_to_write,
             "peak_memory": self.peak_memory,
+            "largest_memory": self.largest,
+            "whole_matrices": self.whole_matrices,
             "ancestor": [a.ancestor.to_dict() if a.ancestor else None for a in self.alignments],
             "jobs": [
                 {

@@ -175,12 +175,11 @@ class RayExecutor:
             for number, start, stop in slices
         ]
         groups = [slices[run] for run in self.grouped(sizes)]
+        cost = _PROCESS + max(plan.memory_to_measure(job) for job in plan.merged)
 
         def measured(known: Statistics, number: int) -> Iterator[Tensor]:
             held = self._ray.put(known)
-            running = [
-                self.submit(measure, _PROCESS, work, held, number, group) for group in groups
-            ]
+            running = [self.submit(measure, cost, work, held, number, group) for group in groups]
             for _, found in self.results(running, in_order=True):
                 yield from found
 

@@ -186,6 +186,7 @@ def write_pieces(
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+        worker.forget()  # the process stays, and its next task may have asked for less memory
     return written
 
 
