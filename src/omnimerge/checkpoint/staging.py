@@ -20,6 +20,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from omnimerge.checkpoint.journal import sync_folder
 from omnimerge.errors import OutputError
 
 MANIFEST_NAME = "merge_manifest.json"
@@ -120,13 +121,13 @@ class Staging:
         """
         _sync_tree(self.folder)
         (self.folder / JOURNAL_NAME).unlink(missing_ok=True)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         earlier = None
         if self.out.exists():
             earlier = _exchange(self.folder, self.out)
         else:
             self.folder.rename(self.out)
-        _sync_folder(self.out.parent)
+        sync_folder(self.out.parent)
         if earlier is not None:
             with contextlib.suppress(OSError):  # `clean` removes what stays
                 _remove(earlier)
@@ -250,9 +251,12 @@ def manifest_key(folder: Path) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of ours, its mark last: a kill meanwhile leaves what is known for ours."""
+    """Remove a folder of ours; after a kill the rest is known for ours, and for unusable."""
+    mark = folder / JOURNAL_NAME
     with contextlib.suppress(OSError):  # a full disk is no reason to keep it
-        (folder / JOURNAL_NAME).touch()
+        mark.touch()
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        os.truncate(mark, 0)
     _clear(folder, {JOURNAL_NAME})
     shutil.rmtree(folder)
 
@@ -356,13 +360,4 @@ def _sync_tree(folder: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        _sync_folder(Path(root))
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets folders be synced
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(Path(root))

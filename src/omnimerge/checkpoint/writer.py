@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
-from omnimerge.checkpoint.journal import Journal, read_journal
+from omnimerge.checkpoint.journal import Journal, begin_journal, read_journal
 from omnimerge.checkpoint.shard import DISK_FULL, OutputTensor, ShardFile, safetensors_header
 from omnimerge.checkpoint.staging import (
     JOURNAL_NAME,
@@ -235,15 +235,22 @@ class CheckpointWriter:
 
     def _create_shards(self, done: Sequence[Sequence[Sequence[int]]]) -> None:
         count = len(self._tensors)
-        for number, tensors in enumerate(self._tensors):
-            which = f"-{number + 1:05d}-of-{count:05d}" if count > 1 else ""
-            path = self.folder / f"{self._stem}{which}.safetensors"
+        names = [f"-{i + 1:05d}-of-{count:05d}" if count > 1 else "" for i in range(count)]
+        paths = [self.folder / f"{self._stem}{name}.safetensors" for name in names]
+        kept = [
+            ranges if path.is_file() and path.stat().st_size == _size(tensors) else []
+            for path, tensors, ranges in zip(
+                paths, self._tensors, done or [[]] * count, strict=True
+            )
+        ]
+        if done:  # before a file is made anew: at full size it would look as it was promised
+            begin_journal(self.folder / JOURNAL_NAME, self.key, kept)
+        for path, tensors, ranges in zip(paths, self._tensors, kept, strict=True):
             first = len(safetensors_header(tensors)[0])
-            there = bool(done) and path.is_file() and path.stat().st_size == _size(tensors)
-            shard = ShardFile(path, tensors, begin_anew=not there, hashing=self._hashing)
+            shard = ShardFile(path, tensors, begin_anew=not ranges, hashing=self._hashing)
             self._shards.append(shard)
             self._places |= {name: (shard, place) for name, place in shard.places.items()}
-            for start, stop in done[number] if there else ():
+            for start, stop in ranges:
                 shard.mark(start, stop)
                 self.resumed += max(0, stop - max(start, first))
 
