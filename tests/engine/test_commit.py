@@ -52,6 +52,19 @@ def test_every_file_is_on_disk_before_the_folder_gets_its_name(recipe, tmp_path,
     assert {"config.json", "merge_manifest.json", "model.safetensors.index.json"} <= names
 
 
+def test_a_mount_point_is_refused_before_any_work(recipe, tmp_path, monkeypatch):
+    """Nothing can take its place, empty or not."""
+    monkeypatch.setattr(SliceWorker, "compute", failing(errno.EPERM))
+    monkeypatch.setattr("omnimerge.engine.build_plan", failing(errno.EPERM))
+    with pytest.raises(OutputError, match=r"mounted at /proc, .*; give a folder in it, as /proc/"):
+        omnimerge.merge(recipe, "/proc")
+    (tmp_path / "link").symlink_to("/proc")
+    for resume in (False, True):
+        with pytest.raises(OutputError, match="a file system is mounted at"):
+            omnimerge.merge(recipe, tmp_path / "link", resume=resume, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["link"]
+
+
 def test_bytes_that_the_disk_lost_are_no_output(recipe, tmp_path, monkeypatch):
     """It says so once a descriptor: the sync of the commit succeeds after that of the journal."""
     monkeypatch.setattr(journal, "INTERVAL", 0.01)

@@ -21,7 +21,7 @@ from omnimerge.checkpoint.staging import (
 )
 from omnimerge.errors import CheckpointError, InputChangedError, NonFiniteError, OutputError
 
-__all__ = ["MANIFEST_NAME", "CheckpointWriter", "OutputTensor", "refuse_existing"]
+__all__ = ["MANIFEST_NAME", "CheckpointWriter", "OutputTensor", "refuse_existing", "refuse_mounted"]
 
 
 def shard_by_size(tensors: Sequence[OutputTensor], limit: int) -> list[list[OutputTensor]]:
@@ -335,7 +335,7 @@ def _undisturbed(tidy_up: Callable[[], None]) -> None:
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that is not empty.
+    """Refuse an output folder that is not empty, or cannot be replaced.
 
     Args:
         out: the folder that is to be created.
@@ -343,8 +343,9 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
             which holds ``merge_manifest.json``, is ever replaced.
 
     Raises:
-        OutputError: if it exists, is not empty, and may not be replaced.
+        OutputError: if it exists, is not empty, and may not be replaced; or is a mount point.
     """
+    refuse_mounted(out)
     try:
         if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
             return
@@ -359,6 +360,22 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
             )
     except OSError as error:
         raise _explain(error, out) from error
+
+
+def refuse_mounted(out: Path) -> None:
+    """Refuse an output folder at which a file system is mounted: no other can take its place.
+
+    Args:
+        out: the folder that is to be created.
+
+    Raises:
+        OutputError: if it is one.
+    """
+    if os.path.ismount(os.path.realpath(out)):
+        raise OutputError(
+            f"a file system is mounted at {out}, so that nothing can take its place; give a folder "
+            f"in it, as {out / 'merged'}"
+        )
 
 
 def _explain(error: OSError, out: Path, kept: bool = False) -> OutputError:
