@@ -216,6 +216,23 @@ def test_what_is_made_anew_is_promised_no_more(recipe, tmp_path, monkeypatch, fi
     assert files(out) == files(tmp_path / "whole")
 
 
+def test_what_a_kill_left_is_named_and_cleaned(recipe, tmp_path):
+    out = tmp_path / "out"
+    child = os.fork()
+    if not child:
+        interrupted(recipe, out, number=signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    hidden = tmp_path / ".out.omnimerge"
+    assert {p.name for p in tmp_path.iterdir()} == {hidden.name, ".out.omnimerge-lock"}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    done = run("merge", file, "-o", out)
+    assert done.exit_code == 1 and f"an interrupted merge left {hidden}; go on" in done.stderr
+    assert f"`omnimerge clean {out}`" in done.stderr
+    assert f"removed {hidden} (an interrupted merge of {out}" in run("clean", out).output
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_clean_that_is_killed_leaves_nothing_to_go_on_with(recipe, tmp_path):
     out = tmp_path / "out"
     interrupted(recipe, out)
