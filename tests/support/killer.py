@@ -28,7 +28,7 @@ from omnimerge.checkpoint import journal, staging
 from omnimerge.engine import slices
 
 _CALLS = ("pwrite", "fsync", "rename", "replace", "unlink", "mkdir", "posix_fallocate", "rmdir")
-_CLEANING = 12  # calls of about half a folder
+_CLEANING, _BEGINNING = 6, 20  # calls for about half a folder; for making its files
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -112,10 +112,11 @@ def case(number: int, seed: int, recipes, folder: Path, references) -> dict:
     if overwrite:
         shutil.copytree(folder / "earlier", out)
     killed, cleans, resumed, wanted = 0, 0, 0, draw.randint(1, 3)
+    early = False
     merge = partial(merging, recipes[name], out, overwrite=overwrite)
     while killed < wanted:
-        by_time = draw.random() < 0.5
-        dies_at = None if by_time else draw.randint(1, calls)
+        by_time = not early and draw.random() < 0.5
+        dies_at = None if by_time else draw.randint(1, _BEGINNING if early else calls)
         pid = child(out, partial(merge, resume=killed > 0), dies_at=dies_at)
         status = wait(pid, draw.uniform(0, seconds) if by_time else None)
         if not os.WIFSIGNALED(status):
@@ -129,9 +130,12 @@ def case(number: int, seed: int, recipes, folder: Path, references) -> dict:
         if out.exists() and contents(out) not in (expected, references["earlier"]):
             why = f"case {number}, {name}: a partial output has the final name"
             return {"killed": killed, "cleans": cleans, "resumed": 0, "why": why}
+        early = False
         if draw.random() < 0.3:
             status = wait(child(out, partial(cleaning, out), dies_at=draw.randint(1, _CLEANING)))
-            cleans += os.WIFSIGNALED(status)
+            early = os.WIFSIGNALED(status)  # the next run dies while it makes the files anew
+            cleans += early
+            wanted = max(wanted, killed + early)
     why = problem(out, wait(child(out, partial(merge, resume=True))), expected)
     if not why:
         resumed = int((work / "progress").read_text().split()[0])
