@@ -216,12 +216,14 @@ def merge(
     """
     from contextlib import closing
 
-    from omnimerge.checkpoint.writer import refuse_existing
+    from omnimerge.checkpoint.writer import refuse_existing, refuse_mounted
     from omnimerge.engine import build_plan, executor_named, load_recipe, run_plan
     from omnimerge.report import write_card
 
-    if not resume:
-        refuse_existing(Path(out), overwrite=overwrite)  # before the ancestor test takes its time
+    if resume:  # before the ancestor test takes its time
+        refuse_mounted(Path(out))
+    else:
+        refuse_existing(Path(out), overwrite=overwrite)
     chosen = executor_named(executor, memory=memory, address=address, device=device)
     with closing(chosen) as workers:
         parsed = load_recipe(recipe)

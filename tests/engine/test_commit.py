@@ -1,10 +1,12 @@
 """The last steps of a merge: what is on disk before the output gets its name, and what is kept."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import signal
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from small_merge import files, recipe_of, run
 import omnimerge
 from omnimerge.checkpoint import CheckpointWriter, OutputTensor, journal, staging, writer
 from omnimerge.engine.slices import SliceWorker
-from omnimerge.errors import OutputError
+from omnimerge.errors import InputChangedError, OutputError
 
 
 @pytest.fixture
@@ -50,6 +52,42 @@ def test_every_file_is_on_disk_before_the_folder_gets_its_name(recipe, tmp_path,
     assert str(tmp_path) in synced
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"config.json", "merge_manifest.json", "model.safetensors.index.json"} <= names
+
+
+def test_every_file_is_on_disk_before_the_folder_takes_the_place_of_another(
+    recipe, tmp_path, monkeypatch
+):
+    out, seen, synced, fsync, exchange = tmp_path / "out", [], set(), os.fsync, staging._renameat2
+    omnimerge.merge({**recipe, "parameters": {"alpha": 0.1}}, out)
+
+    def note(descriptor):
+        synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def exchanged(new, old):
+        seen.append({str(p) for p in new.rglob("*")} | {str(new)})
+        assert seen[0] <= synced
+        synced.clear()
+        exchange(new, old)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(staging, "_renameat2", exchanged)
+    monkeypatch.setattr(staging, "_remove", lambda _: seen.append(set(synced)))
+    omnimerge.merge(recipe, out, overwrite=True)
+    assert len(seen[0]) > 5 and str(tmp_path) in seen[1]  # its name, before the other is removed
+
+
+def test_a_mount_point_is_refused_before_any_work(recipe, tmp_path, monkeypatch):
+    """Nothing can take its place, empty or not."""
+    monkeypatch.setattr(SliceWorker, "compute", failing(errno.EPERM))
+    monkeypatch.setattr("omnimerge.engine.build_plan", failing(errno.EPERM))
+    with pytest.raises(OutputError, match=r"mounted at /proc, .*; give a folder in it, as /proc/"):
+        omnimerge.merge(recipe, "/proc")
+    (tmp_path / "link").symlink_to("/proc")
+    for resume in (False, True):
+        with pytest.raises(OutputError, match="a file system is mounted at"):
+            omnimerge.merge(recipe, tmp_path / "link", resume=resume, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["link"]
 
 
 def test_bytes_that_the_disk_lost_are_no_output(recipe, tmp_path, monkeypatch):
@@ -138,6 +176,73 @@ def test_a_kill_before_the_earlier_output_is_removed(recipe, tmp_path, monkeypat
     assert files(out) == files(tmp_path / "whole") and (tmp_path / ".out.omnimerge").is_dir()
     omnimerge.merge(recipe, out, overwrite=True, resume=True)
     assert files(out) == files(tmp_path / "whole") and staging.leftovers(out) == []
+
+
+def killed(what, merge):
+    """Merge in a child that calls `what` and dies, instead of exchanging two folders."""
+    child = os.fork()
+    if not child:
+        exchange = staging._renameat2
+
+        def dies(*folders):
+            what(exchange, *folders)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        staging._renameat2 = dies
+        merge()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("how", ["fails", "is killed"])
+def test_resuming_does_not_remove_another_merge_that_is_done(recipe, tmp_path, monkeypatch, how):
+    """One that was to take the place of the output which is there, and lacks but its name."""
+    out, file = tmp_path / "out", tmp_path / "recipe.yaml"
+    other = {**recipe, "parameters": {"alpha": 0.1}}
+    file.write_text(json.dumps(recipe))
+    omnimerge.merge(other, tmp_path / "other")
+    omnimerge.merge(recipe, out)
+    before = files(out)
+    if how == "fails":
+        with monkeypatch.context() as patch, pytest.raises(OutputError, match="is kept"):
+            patch.setattr(staging, "_exchange", failing(errno.EIO))
+            omnimerge.merge(other, out, overwrite=True)
+    else:
+        killed(lambda *_: None, lambda: omnimerge.merge(other, out, overwrite=True))
+    for options in ((), ("--overwrite",)):
+        done = run("merge", file, "-o", out, "--resume", *options)
+        first, second = done.output.splitlines()
+        assert done.exit_code == 0 and first == f"{out} is complete already"
+        assert second.startswith(f"{tmp_path / '.out.omnimerge'} is of another merge: go on with")
+        assert files(out) == before
+    monkeypatch.setattr(SliceWorker, "compute", failing(errno.EPERM))
+    omnimerge.merge(other, out, overwrite=True, resume=True)
+    assert files(out) == files(tmp_path / "other") and staging.leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("tidy", ["resume", "clean"])
+def test_a_kill_just_after_two_outputs_were_exchanged(recipe, tmp_path, link, tidy):
+    """The earlier one is whole, at the hidden place, and known for what it is."""
+    out = asked = tmp_path / "out"
+    omnimerge.merge({**recipe, "parameters": {"alpha": 0.1}}, out)
+    if link:
+        asked = tmp_path / "link"
+        asked.symlink_to(out)
+    killed(
+        lambda exchange, *folders: exchange(*folders),
+        lambda: omnimerge.merge(recipe, asked, overwrite=True),
+    )
+    (left,) = staging.leftovers(asked)
+    assert (left.replaced, left.resumable) == (True, False)
+    if tidy == "resume":
+        omnimerge.merge(recipe, asked, overwrite=True, resume=True)
+    else:
+        assert "(an earlier output of" in run("clean", asked).output
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"out", asked.name}
+    done = omnimerge.merge(recipe, tmp_path / "whole")
+    assert done and files(out) == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("after", range(1, 11, 3))
@@ -247,6 +352,30 @@ def test_a_copied_file_that_changes_during_the_merge(recipe, tmp_path):
 
     with pytest.raises(omnimerge.OmnimergeError, match=r"config.json changed while it was merged"):
         omnimerge.merge({**recipe, "target": str(target)}, tmp_path / "out", on_progress=change)
+
+
+def test_a_source_of_another_header_and_the_same_size_and_time(recipe, tmp_path):
+    donor = tmp_path / "donor"
+    shutil.copytree(recipe["models"][0], donor)
+    file = donor / "model.safetensors"
+    before = file.stat()
+
+    def change(*_):
+        with file.open("r+b") as stream:
+            start = stream.read(2000).index(b'"pt"')
+            stream.seek(start)
+            stream.write(b'"tp"')
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    changed = []
+    with pytest.raises(InputChangedError, match=r"changed while it was merged \(header_sha256\)"):
+        omnimerge.merge(
+            {**recipe, "models": [str(donor)]}, tmp_path / "out",
+            on_progress=lambda *_: changed or changed.append(change()),
+        )  # fmt: skip
+    now = file.stat()
+    assert (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert list(tmp_path.iterdir()) == [donor]
 
 
 def test_pipes_among_a_targets_files_are_left_out(recipe, tmp_path):
@@ -374,23 +503,104 @@ def test_clean_follows_the_link_that_an_output_is(tmp_path):
     assert f"removed {real / '.out.omnimerge'}" in run("clean", link).output
 
 
-def test_a_lock_on_a_folder_that_lost_its_place_is_none(tmp_path, monkeypatch):
-    """Another process may finish between opening the folder and locking it."""
-    out, flock, moved = tmp_path / "out", staging.fcntl.flock, []
+def test_a_lock_that_lost_its_place_is_none(tmp_path, monkeypatch):
+    """Another process may finish between opening the file and locking it."""
+    out, flock, removed = tmp_path / "out", staging.fcntl.flock, []
 
     def late(descriptor, how):
-        if not moved:
-            moved.append(1)
-            (tmp_path / ".out.omnimerge").rename(tmp_path / "theirs")
+        if not removed:
+            removed.append(1)
+            (tmp_path / ".out.omnimerge-lock").unlink()
         flock(descriptor, how)
 
     monkeypatch.setattr(staging.fcntl, "flock", late)
     held = staging.Staging(out)
-    assert moved and (tmp_path / ".out.omnimerge").is_dir()
+    assert removed and (tmp_path / ".out.omnimerge").is_dir()
     with pytest.raises(OutputError, match="another process is writing"):
         staging.Staging(out)
     held.discard()
-    assert [p.name for p in tmp_path.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_locked_is_a_file_open_for_writing(tmp_path, monkeypatch):
+    """Network file systems lock no folders, and nothing for other machines that is only read."""
+    flock, seen = staging.fcntl.flock, []
+
+    def note(descriptor, how):
+        how_open = staging.fcntl.fcntl(descriptor, staging.fcntl.F_GETFL) & os.O_ACCMODE
+        seen.append((stat.S_ISREG(os.fstat(descriptor).st_mode), how_open))
+        flock(descriptor, how)
+
+    monkeypatch.setattr(staging.fcntl, "flock", note)
+    held = staging.Staging(tmp_path / "out")
+    assert staging.leftovers(tmp_path) == []
+    held.discard()
+    assert seen == [(True, os.O_RDWR)] * 2
+
+
+def test_one_process_at_a_time(tmp_path):
+    """Many that come and go: the lock's file is removed and made anew all the time."""
+    children = []
+    for _ in range(4):
+        children.append(os.fork())
+        if not children[-1]:
+            took = 0
+            while took < 100:
+                with contextlib.suppress(OutputError):
+                    held = staging.Staging(tmp_path / "out")
+                    alone = os.open(tmp_path / "alone", os.O_CREAT | os.O_EXCL)  # or it fails
+                    os.close(alone)
+                    (tmp_path / "alone").unlink()
+                    held.discard()
+                    took += 1
+            os._exit(0)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "folder"])
+def test_somebodys_file_in_the_place_of_the_lock(tmp_path, kind):
+    lock, mine = tmp_path / ".out.omnimerge-lock", tmp_path / "mine"
+    mine.write_text("dear")
+    if kind == "folder":
+        lock.mkdir()
+    elif kind == "file":
+        lock.write_text("dear")
+    else:
+        lock.symlink_to(mine)
+    with (
+        pytest.raises(OutputError, match=r"omnimerge-lock is in the way"),
+        CheckpointWriter(tmp_path / "out", one_tensor()),
+    ):
+        pass
+    assert "nothing was left" in run("clean", tmp_path / "out").output
+    assert lock.exists() and mine.read_text() == "dear"
+
+
+def test_a_lock_that_was_left_alone(tmp_path):
+    """A kill just after the output got its name."""
+    lock = tmp_path / ".out.omnimerge-lock"
+    for command in (lambda: run("clean", tmp_path / "out"), lambda: run("clean", tmp_path)):
+        lock.touch()
+        assert f"removed {lock} (the lock of {tmp_path / 'out'}" in command().output
+    lock.touch()
+    with CheckpointWriter(tmp_path / "out", one_tensor()):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_clean_on_a_full_disk(tmp_path, monkeypatch):
+    (tmp_path / ".out.omnimerge").mkdir()
+    opened = os.open
+
+    def full(path, flags, *arguments, **options):
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", full)
+    assert "removed" in run("clean", tmp_path).output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_adapter_does_not_take_the_place_of_its_input(recipe, tmp_path):

@@ -1,5 +1,6 @@
 """Merges that are killed: the same bytes when they are resumed, and what is left is found."""
 
+import contextlib
 import errno
 import importlib
 import json
@@ -41,6 +42,10 @@ def interrupted(recipe, out, after=40_000, number=signal.SIGINT, times=1):
         omnimerge.merge(recipe, out, on_progress=stop)
 
 
+def cannot(*_):
+    raise OSError(errno.EINVAL, "not here")
+
+
 def test_ranges_by_hand():
     ranges = Ranges()
     for start, stop in ((0, 10), (20, 30), (10, 12), (40, 41), (25, 45), (7, 7)):
@@ -76,7 +81,7 @@ def test_ranges_are_sets_of_integers(seed):
         assert ranges.covers(start, stop + 1) == (set(range(start, stop + 1)) <= expected)
 
 
-@pytest.mark.parametrize(("cases", "soak"), short_and_long(200, "OMNIMERGE_KILLS"))
+@pytest.mark.parametrize(("cases", "soak"), short_and_long(60, "OMNIMERGE_KILLS"))
 def test_kill_at_random_moments(checkpoints, tmp_path, cases, soak):
     base, one, two = (str(checkpoints("qwen2_vl", own=own)) for own in ("base", "one", "two"))
     donor = str(checkpoints("llava_onevision"))
@@ -174,6 +179,83 @@ def test_a_shard_that_is_gone_is_written_again(recipe, tmp_path):
     assert files(out) == files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("stopped", [errno.ENOSPC, signal.SIGINT, signal.SIGKILL])
+def test_what_is_made_anew_is_promised_no_more(recipe, tmp_path, monkeypatch, finished, stopped):
+    """Shards are gone, and the run that makes them again does not come far either."""
+    omnimerge.merge(recipe, tmp_path / "whole")
+    out, calls, reserve = tmp_path / "out", [], os.posix_fallocate
+    if finished:
+        with monkeypatch.context() as patch, pytest.raises(OutputError, match="--resume"):
+            patch.setattr(Path, "rename", cannot)
+            omnimerge.merge(recipe, out)
+    else:
+        interrupted(recipe, out, after=200_000)
+    (left,) = leftovers(out)
+    gone = sorted(left.folder.glob("*.safetensors"))[:-1]
+    for shard in gone:
+        shard.unlink()
+
+    def stops(*arguments):
+        calls.append(1)
+        if len(calls) == len(gone):
+            if stopped == errno.ENOSPC:
+                raise OSError(stopped, os.strerror(stopped))
+            os.kill(os.getpid(), stopped)
+        reserve(*arguments)
+
+    child = os.fork()
+    if not child:
+        os.posix_fallocate = stops
+        with contextlib.suppress(OutputError, KeyboardInterrupt):
+            omnimerge.merge(recipe, out, resume=True)
+        os._exit(0)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended == (-stopped if stopped == signal.SIGKILL else 0)
+    assert all(shard.is_file() for shard in gone[:-1]) and not out.exists()
+    omnimerge.merge(recipe, out, resume=True)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_what_a_kill_left_is_named_and_cleaned(recipe, tmp_path):
+    out = tmp_path / "out"
+    child = os.fork()
+    if not child:
+        interrupted(recipe, out, number=signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    hidden = tmp_path / ".out.omnimerge"
+    assert {p.name for p in tmp_path.iterdir()} == {hidden.name, ".out.omnimerge-lock"}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    done = run("merge", file, "-o", out)
+    assert done.exit_code == 1 and f"an interrupted merge left {hidden}; go on" in done.stderr
+    assert f"`omnimerge clean {out}`" in done.stderr
+    assert f"removed {hidden} (an interrupted merge of {out}" in run("clean", out).output
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_clean_that_is_killed_leaves_nothing_to_go_on_with(recipe, tmp_path):
+    out = tmp_path / "out"
+    interrupted(recipe, out)
+    child = os.fork()
+    if not child:
+        unlink, left = os.unlink, [3]
+
+        def dies(*arguments, **options):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            unlink(*arguments, **options)
+
+        os.unlink = dies
+        staging.clean(leftovers(out)[0])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert [each.resumable for each in leftovers(out)] == [False]
+    assert "removed" in run("clean", out).output
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -224,10 +306,6 @@ def test_an_earlier_output_that_lost_its_place_is_put_back(recipe, tmp_path, mon
     out = tmp_path / "out"
     omnimerge.merge(recipe, out)
     before = files(out)
-
-    def cannot(*_):
-        raise OSError(errno.EINVAL, "no exchange here")
-
     monkeypatch.setattr(staging, "_renameat2", cannot)
     omnimerge.merge({**recipe, "parameters": {"alpha": 0.1}}, out, overwrite=True)
     assert files(out) != before and leftovers(tmp_path) == []

@@ -8,10 +8,12 @@ it was written is ignored.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 
 from omnimerge.checkpoint.shard import ShardFile
@@ -59,6 +61,44 @@ def journal_key(file: Path) -> str:
         return ""
 
 
+def begin_journal(file: Path, key: str, ranges: Sequence[object]) -> None:
+    """Put a journal in the place of another: from one whole journal to the next, on disk.
+
+    Args:
+        file: the journal.
+        key: of the merge.
+        ranges: per shard what the disk has of it, as `read_journal` gives it; no more is promised.
+
+    Raises:
+        OSError: if the disk does not take it; the journal is as it was then.
+    """
+    fresh = file.with_suffix(".new")
+    with fresh.open("wb", buffering=0) as stream:
+        _add_line(stream, {"merge": key})
+        _add_line(stream, ranges)
+    fresh.replace(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder.
+
+    Args:
+        folder: the folder.
+    """
+    with contextlib.suppress(OSError):  # not every file system lets folders be synced
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _add_line(stream: FileIO, value: object) -> None:
+    stream.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+    os.fsync(stream.fileno())
+
+
 def _key_in(line: bytes) -> str:
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
@@ -83,18 +123,13 @@ class Journal:
     def __init__(self, file: Path, key: str, shards: Sequence[ShardFile]) -> None:
         self.lost: OSError | None = None
         self._shards = shards
-        self._written: list[list[tuple[int, int]]] = []
+        self._written = [shard.ranges() for shard in shards]
         self._stopping = threading.Event()
         self._noting = threading.Lock()  # an older line after a newer one would promise less
-        fresh = file.with_suffix(".new")
-        self._stream = fresh.open("wb", buffering=0)
-        try:
-            self._line({"merge": key})
-            self.note()
-            fresh.replace(file)  # from one whole journal to the next
-        except BaseException:
-            self._stream.close()
-            raise
+        for shard in shards:
+            self._sync(shard)
+        begin_journal(file, key, self._written)
+        self._stream = file.open("ab", buffering=0)
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
@@ -115,10 +150,10 @@ class Journal:
             ranges = [shard.ranges() for shard in self._shards]
             if ranges == self._written:
                 return
-            changed = [i for i, each in enumerate(ranges) if each != (self._written or ranges)[i]]
-            for number in changed or range(len(ranges)):
-                self._sync(self._shards[number])
-            self._line(ranges)
+            for shard, now, before in zip(self._shards, ranges, self._written, strict=True):
+                if now != before:
+                    self._sync(shard)
+            _add_line(self._stream, ranges)
             self._written = ranges
 
     def stop(self) -> None:
@@ -140,7 +175,3 @@ class Journal:
         except OSError as error:
             self.lost = error
             raise
-
-    def _line(self, value: object) -> None:
-        self._stream.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
-        os.fsync(self._stream.fileno())

@@ -1,9 +1,9 @@
 """The hidden folder beside an output in which it grows, and what dead processes left of such.
 
-It is ``.NAME.omnimerge``, locked by the process that writes into it, and holds a journal, at first
-an empty one, until it is complete: a folder of this name without one is not ours. It gets its final
-name by one rename; one that replaces an earlier output is exchanged with it in one step where the
-system can.
+It is ``.NAME.omnimerge``, and holds a journal, at first an empty one, until it is complete: a
+folder of this name without one is not ours. It gets its final name by one rename; one that replaces
+an earlier output is exchanged with it in one step where the system can. A process that is at it
+holds the lock ``.NAME.omnimerge-lock``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from omnimerge.checkpoint.journal import journal_key, sync_folder
+from omnimerge.checkpoint.shard import DISK_FULL
 from omnimerge.checkpoint.small_file import read_json
 from omnimerge.errors import CheckpointError, OutputError
 
@@ -27,26 +29,29 @@ MANIFEST_NAME = "merge_manifest.json"
 
 JOURNAL_NAME = "omnimerge.journal"
 
-_SUFFIX, _OLD_SUFFIX = ".omnimerge", ".omnimerge-old"
+_SUFFIX, _OLD_SUFFIX, _LOCK_SUFFIX = ".omnimerge", ".omnimerge-old", ".omnimerge-lock"
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # what a path makes of a URL
+_LOCK_TEXT = re.compile(rb"[0-9a-f]{0,64}")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that a process which is gone left beside an output.
+    """What a process which is gone left beside an output.
 
     Attributes:
-        folder: where it is.
+        folder: where it is; or the lock, if that is all.
         out: the output that it was to become, or was.
+        key: of the merge that wrote it; empty if that is not known.
         nbytes: what it takes on disk.
         begun: whether its journal says that a merge was not done with it.
         resumable: whether a merge can go on with it, or has but to name it.
-        replaced: whether it is an earlier output that was about to be replaced.
+        replaced: whether it is an earlier output that was replaced, or was about to be.
     """
 
     folder: Path
     out: Path
+    key: str
     nbytes: int
     begun: bool
     resumable: bool
@@ -76,25 +81,20 @@ class Staging:
         self.out = out
         self.folder = _beside(out, _SUFFIX)
         self._made = _make_folders(out.parent)
-        while True:
+        self._lock = _Lock(out)
+        try:
+            self._lock.note("")
             try:
                 self.folder.mkdir()
                 self.found = False
             except FileExistsError:
                 self.found = True
-            try:
-                self._lock = _locked(self.folder, out)
-                break
-            except FileNotFoundError:  # another process was done with it just now
-                continue
-            except OSError as error:
-                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                    raise
-                raise _in_the_way(self.folder) from error
-        if self.found and not _is_ours(self.folder):
+            if self.found and not _is_ours(self.folder):
+                raise _in_the_way(self.folder)
+            (self.folder / JOURNAL_NAME).touch()
+        except BaseException:
             self.release()
-            raise _in_the_way(self.folder)
-        (self.folder / JOURNAL_NAME).touch()
+            raise
 
     def empty(self) -> None:
         """Throw away what is in the folder."""
@@ -120,13 +120,14 @@ class Staging:
         """
         _sync_tree(self.folder)
         (self.folder / JOURNAL_NAME).unlink(missing_ok=True)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         earlier = None
         if self.out.exists():
+            self._lock.note(manifest_key(self.folder))
             earlier = _exchange(self.folder, self.out)
         else:
             self.folder.rename(self.out)
-        _sync_folder(self.out.parent)
+        sync_folder(self.out.parent)
         if earlier is not None:
             with contextlib.suppress(OSError):  # `clean` removes what stays
                 _remove(earlier)
@@ -143,9 +144,73 @@ class Staging:
 
     def release(self) -> None:
         """Let go of the lock; the folder stays."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
+
+
+class _Lock:
+    """The lock of an output, a file beside it that is there as long as a process holds it.
+
+    A file of its own, open for writing: network file systems do not lock folders, and what is open
+    for reading only to this machine's processes. While an earlier output is replaced, it holds the
+    key of the new one, by which the two are told apart.
+
+    Args:
+        out: the output.
+
+    Raises:
+        OutputError: if another process holds it, or something else is in the place.
+        OSError: if the file cannot be made.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.file = _beside(out, _LOCK_SUFFIX)
+        while True:
+            self._descriptor = self._open()
+            try:
+                if not _flock(self._descriptor):
+                    raise OutputError(
+                        f"another process is writing {out}; wait for it, or give another folder"
+                    )
+                if not _LOCK_TEXT.fullmatch(os.pread(self._descriptor, 1000, 0)):
+                    raise _in_the_way(self.file)
+                if self._has_its_name():
+                    return
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+            os.close(self._descriptor)  # who held it was done just now, and removed it
+
+    def note(self, key: str) -> None:
+        """Put a key into the file, in the place of another."""
+        with contextlib.suppress(OSError):  # without it nothing is lost, but more is kept
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, key.encode(), 0)
+            os.fsync(self._descriptor)
+
+    def release(self) -> None:
+        """Remove the file, then let go of it; may be called again."""
+        if self._descriptor < 0:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._descriptor), self.file.stat()):
+                self.file.unlink()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.ELOOP):
+                raise
+            raise _in_the_way(self.file) from error
+
+    def _has_its_name(self) -> bool:
+        again = self._open()  # network file systems answer a stat from memory
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.fstat(again))
+        finally:
+            os.close(again)
 
 
 def leftovers(path: Path) -> list[Leftover]:
@@ -157,21 +222,51 @@ def leftovers(path: Path) -> list[Leftover]:
     Returns:
         What is there; folders that are being written into are left out.
     """
-    path = path.resolve() if path.is_symlink() else path  # as a writer does
-    named = [_beside(path, suffix) for suffix in (_SUFFIX, _OLD_SUFFIX)]
-    inside = sorted(path.glob(".*")) if path.is_dir() else []
+    hidden = [_beside(_resolved(path), _SUFFIX)]
+    for entry in sorted(path.glob(".?*")) if path.is_dir() else ():
+        for suffix in (_SUFFIX, _OLD_SUFFIX, _LOCK_SUFFIX):
+            name = entry.name.removesuffix(suffix)
+            if name != entry.name and name.strip("."):
+                hidden.append(entry.with_name(name + _SUFFIX))
+    return [each for folder in dict.fromkeys(hidden) for each in _left_at(folder)]
+
+
+def left_of(out: Path) -> list[Leftover]:
+    """Find what dead processes left of an output.
+
+    Args:
+        out: the output, which need not exist.
+
+    Returns:
+        What is there; nothing if it is being written into.
+    """
+    return _left_at(_beside(_resolved(out), _SUFFIX))
+
+
+def _resolved(out: Path) -> Path:
+    """What a link leads to, as a writer takes it."""
+    return out.resolve() if out.is_symlink() else out
+
+
+def _left_at(hidden: Path) -> list[Leftover]:
+    """What was left of one output."""
+    out = hidden.with_name(hidden.name[1:].removesuffix(_SUFFIX))
+    old, lock = _beside(out, _OLD_SUFFIX), _beside(out, _LOCK_SUFFIX)
+    if _in_use(lock):
+        return []
+    new_key = _text_of(lock)
     found = []
-    for folder in [*named, *inside]:
-        suffix = next((s for s in (_OLD_SUFFIX, _SUFFIX) if folder.name.endswith(s)), None)
-        if suffix is None or folder.is_symlink() or not folder.is_dir():
-            continue
-        if not _is_ours(folder) or _in_use(folder):
+    for folder in (hidden, old):
+        if not _is_ours(folder):
             continue
         nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        out = folder.with_name(folder.name.removeprefix(".").removesuffix(suffix))
-        begun = suffix == _SUFFIX and _is_begun(folder)
-        resumable = begun or (suffix == _SUFFIX and is_finished(folder))
-        found.append(Leftover(folder, out, nbytes, begun, resumable, suffix == _OLD_SUFFIX))
+        begun = folder == hidden and _is_begun(folder)
+        replaced = folder == old or (not begun and bool(new_key) and manifest_key(out) == new_key)
+        resumable = begun or (not replaced and is_finished(folder))
+        key = journal_key(folder / JOURNAL_NAME) if begun else manifest_key(folder)
+        found.append(Leftover(folder, out, key, nbytes, begun, resumable, replaced))
+    if not found and new_key is not None:
+        found.append(Leftover(lock, out, "", 0, begun=False, resumable=False, replaced=False))
     return found
 
 
@@ -187,18 +282,23 @@ def clean(leftover: Leftover) -> str:
     Raises:
         OutputError: if it cannot be removed, or is in use by now.
     """
+    lock = None
     try:
-        lock = _locked(leftover.folder, leftover.out)
         try:
-            if leftover.replaced and not leftover.out.exists():
-                leftover.folder.rename(leftover.out)
-                return "restored"
+            lock = _Lock(leftover.out)
+        except OSError as error:
+            if error.errno not in DISK_FULL:  # then no other process can take it either
+                raise
+        if leftover.replaced and not leftover.out.exists():
+            leftover.folder.rename(leftover.out)
+            return "restored"
+        if lock is None or leftover.folder != lock.file:
             _remove(leftover.folder)
-        finally:
-            if lock is not None:
-                os.close(lock)
     except OSError as error:
         raise OutputError(f"cannot remove {leftover.folder}: {error.strerror}") from error
+    finally:
+        if lock is not None:
+            lock.release()
     return "removed"
 
 
@@ -211,7 +311,9 @@ def _beside(out: Path, suffix: str) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a merge made a folder of a hidden name: it is marked, complete, or empty."""
+    """Whether there is a folder that a merge made: it is marked, complete, or empty."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
     marked = any((folder / name).is_file() for name in (JOURNAL_NAME, MANIFEST_NAME))
     return marked or not any(folder.iterdir())
 
@@ -249,9 +351,12 @@ def manifest_key(folder: Path) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of ours, its mark last: a kill meanwhile leaves what is known for ours."""
+    """Remove a folder of ours; after a kill the rest is known for ours, and for unusable."""
+    mark = folder / JOURNAL_NAME
     with contextlib.suppress(OSError):  # a full disk is no reason to keep it
-        (folder / JOURNAL_NAME).touch()
+        mark.touch()
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        os.truncate(mark, 0)
     _clear(folder, {JOURNAL_NAME})
     shutil.rmtree(folder)
 
@@ -263,42 +368,42 @@ def _clear(folder: Path, kept: Collection[str]) -> None:
             shutil.rmtree(entry) if inside else entry.unlink()
 
 
-def _in_the_way(folder: Path) -> OutputError:
+def _in_the_way(path: Path) -> OutputError:
     return OutputError(
-        f"{folder} is in the way and is no folder that a merge left; remove it, or give another "
-        "folder"
+        f"{path} is in the way and is nothing that a merge left; remove it, or give another folder"
     )
 
 
-def _locked(folder: Path, out: Path) -> int | None:
-    """Lock a folder; None where the file system has no locks. FileNotFoundError if it is gone."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+def _flock(descriptor: int) -> bool:
+    """Lock a file; True as well where the file system has no locks, False if another has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(descriptor)
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise OutputError(
-                f"another process is writing {out}; wait for it, or give another folder"
-            ) from error
-        return None  # network file systems without locks
-    # Who held the lock may have renamed or removed the folder between opening and locking.
-    if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
-        os.close(descriptor)
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-    return descriptor
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
 
 
-def _in_use(folder: Path) -> bool:
+def _in_use(lock: Path) -> bool:
     try:
-        lock = _locked(folder, folder)
-    except (OutputError, FileNotFoundError):
-        return True
+        descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
         return False
-    if lock is not None:
-        os.close(lock)
-    return False
+    try:
+        return not _flock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _text_of(lock: Path) -> str | None:
+    """What a lock that nobody holds says; None if there is none of ours."""
+    if lock.is_symlink() or not lock.is_file():
+        return None
+    try:
+        with lock.open("rb") as stream:
+            text = stream.read(1000)
+    except OSError:
+        return None
+    return text.decode() if _LOCK_TEXT.fullmatch(text) else None
 
 
 def _exchange(new: Path, out: Path) -> Path:
@@ -309,7 +414,7 @@ def _exchange(new: Path, out: Path) -> Path:
     except (OSError, AttributeError):  # not this system, or not this file system
         pass
     old = _beside(out, _OLD_SUFFIX)
-    if old.is_dir():
+    if os.path.lexists(old):
         if not _is_ours(old):
             raise _in_the_way(old)
         _remove(old)
@@ -355,13 +460,4 @@ def _sync_tree(folder: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        _sync_folder(Path(root))
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system lets folders be synced
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(Path(root))

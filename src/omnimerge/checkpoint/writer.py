@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
-from omnimerge.checkpoint.journal import Journal, read_journal
+from omnimerge.checkpoint.journal import Journal, begin_journal, read_journal
 from omnimerge.checkpoint.shard import DISK_FULL, OutputTensor, ShardFile, safetensors_header
 from omnimerge.checkpoint.staging import (
     JOURNAL_NAME,
@@ -21,7 +21,7 @@ from omnimerge.checkpoint.staging import (
 )
 from omnimerge.errors import CheckpointError, InputChangedError, NonFiniteError, OutputError
 
-__all__ = ["MANIFEST_NAME", "CheckpointWriter", "OutputTensor", "refuse_existing"]
+__all__ = ["MANIFEST_NAME", "CheckpointWriter", "OutputTensor", "refuse_existing", "refuse_mounted"]
 
 
 def shard_by_size(tensors: Sequence[OutputTensor], limit: int) -> list[list[OutputTensor]]:
@@ -235,15 +235,22 @@ class CheckpointWriter:
 
     def _create_shards(self, done: Sequence[Sequence[Sequence[int]]]) -> None:
         count = len(self._tensors)
-        for number, tensors in enumerate(self._tensors):
-            which = f"-{number + 1:05d}-of-{count:05d}" if count > 1 else ""
-            path = self.folder / f"{self._stem}{which}.safetensors"
+        names = [f"-{i + 1:05d}-of-{count:05d}" if count > 1 else "" for i in range(count)]
+        paths = [self.folder / f"{self._stem}{name}.safetensors" for name in names]
+        kept = [
+            ranges if path.is_file() and path.stat().st_size == _size(tensors) else []
+            for path, tensors, ranges in zip(
+                paths, self._tensors, done or [[]] * count, strict=True
+            )
+        ]
+        if done:  # before a file is made anew: at full size it would look as it was promised
+            begin_journal(self.folder / JOURNAL_NAME, self.key, kept)
+        for path, tensors, ranges in zip(paths, self._tensors, kept, strict=True):
             first = len(safetensors_header(tensors)[0])
-            there = bool(done) and path.is_file() and path.stat().st_size == _size(tensors)
-            shard = ShardFile(path, tensors, begin_anew=not there, hashing=self._hashing)
+            shard = ShardFile(path, tensors, begin_anew=not ranges, hashing=self._hashing)
             self._shards.append(shard)
             self._places |= {name: (shard, place) for name, place in shard.places.items()}
-            for start, stop in done[number] if there else ():
+            for start, stop in ranges:
                 shard.mark(start, stop)
                 self.resumed += max(0, stop - max(start, first))
 
@@ -328,7 +335,7 @@ def _undisturbed(tidy_up: Callable[[], None]) -> None:
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that is not empty.
+    """Refuse an output folder that is not empty, or cannot be replaced.
 
     Args:
         out: the folder that is to be created.
@@ -336,8 +343,9 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
             which holds ``merge_manifest.json``, is ever replaced.
 
     Raises:
-        OutputError: if it exists, is not empty, and may not be replaced.
+        OutputError: if it exists, is not empty, and may not be replaced; or is a mount point.
     """
+    refuse_mounted(out)
     try:
         if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
             return
@@ -352,6 +360,22 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
             )
     except OSError as error:
         raise _explain(error, out) from error
+
+
+def refuse_mounted(out: Path) -> None:
+    """Refuse an output folder at which a file system is mounted: no other can take its place.
+
+    Args:
+        out: the folder that is to be created.
+
+    Raises:
+        OutputError: if it is one.
+    """
+    if os.path.ismount(os.path.realpath(out)):
+        raise OutputError(
+            f"a file system is mounted at {out}, so that nothing can take its place; give a folder "
+            f"in it, as {out / 'merged'}"
+        )
 
 
 def _explain(error: OSError, out: Path, kept: bool = False) -> OutputError:

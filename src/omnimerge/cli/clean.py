@@ -23,6 +23,7 @@ def command(path: Path, dry_run: bool) -> None:
     found = leftovers(path)
     for each in found:
         kind = "an earlier output" if each.replaced else "an interrupted merge"
+        kind = kind if each.folder.is_dir() else "the lock"
         more = ", can be resumed" if each.resumable else ""
         done = "found" if dry_run else clean(each)
         echo(f"{done} {each.folder} ({kind} of {each.out}, {size(each.nbytes)}{more})")

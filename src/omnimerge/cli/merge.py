@@ -83,6 +83,7 @@ def command(
     RECIPE is a YAML file; options replace its keys, or stand for a recipe of their own.
     """
     import omnimerge
+    from omnimerge.checkpoint.staging import left_of
 
     if as_adapter and resume:
         raise click.UsageError("--as-adapter cannot be resumed; leave one of them out")
@@ -121,6 +122,11 @@ def command(
         )
     if there[0] == plan.bytes_to_write:
         echo(f"{out} is complete already")
+        for each in left_of(out):
+            echo(
+                f"{each.folder} is of another merge: go on with that one by --overwrite --resume, "
+                f"or remove it with `omnimerge clean {out}`"
+            )
         return
     elapsed = time.perf_counter() - start
     kept = len(plan.jobs) - len(plan.merged)

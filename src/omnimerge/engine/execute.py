@@ -17,7 +17,7 @@ from torch import Tensor
 from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.copying import copy_files
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
-from omnimerge.checkpoint.staging import clean, leftovers, manifest_key
+from omnimerge.checkpoint.staging import clean, left_of, leftovers, manifest_key
 from omnimerge.checkpoint.writer import MANIFEST_NAME, refuse_existing
 from omnimerge.engine.accelerated import DeviceExecutor
 from omnimerge.engine.devices import check_executor, devices_named
@@ -89,8 +89,8 @@ def run_plan(
     executor = executor or LocalExecutor()
     key = merge_key(plan, files, executor.devices)
     if resume and manifest_key(out) == key:
-        for each in leftovers(out):  # killed between taking its place and removing the earlier one
-            if not each.begun and each.out == out:  # it is the earlier one, however whole
+        for each in left_of(out):  # killed between taking its place and removing the earlier one
+            if not each.resumable or each.key == key:
                 clean(each)
         if on_progress:
             on_progress(plan.bytes_to_write, plan.bytes_to_write)
