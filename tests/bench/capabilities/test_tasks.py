@@ -178,8 +178,8 @@ def test_no_picture_is_in_two_parts():
         part: {
             scene.draw().tobytes()
             for task in TASKS.values()
-            for seed in range(3)
-            for scene in draw_scenes(task, part, 300, seed=seed)
+            for seed in range(2)
+            for scene in draw_scenes(task, part, 200, seed=seed)
         }
         for part in ("train", "val", "test")
     }
