@@ -130,13 +130,14 @@ class Run:
         """The label of the floor that a case is held against."""
         return f"floor, {len(merge_inputs.inputs_of(case, self.folder, self.models))} inputs"
 
-    def run(self, turns: int, warm: bool) -> None:
-        """Run all commands in turns; the first turn may be for the page cache only."""
+    def run(self, turns: int, warm: bool, peer_turns: int) -> None:
+        """Run all commands in turns; the first may be for the page cache, the peer in the last."""
         commands = self.commands()
         for turn in range(turns + warm):
             for label, command in commands.items():
                 self._remove_output()
-                if label in self.failed or (warm and not turn and label.startswith("mergekit")):
+                early = turn < turns + warm - min(turns, peer_turns)
+                if label in self.failed or (early and label.startswith("mergekit")):
                     continue
                 try:
                     figures = measure(command)
@@ -158,8 +159,9 @@ class Run:
         return statistics.median(each[figure] for each in self.found[label])
 
     def ratio(self, label: str, other: str, figure: str = "wall_s") -> float:
-        """The median over the turns of how many times as much one takes as another."""
-        pairs = zip(self.found[label], self.found[other], strict=True)
+        """The median, over the turns of both, of how many times as much one takes as another."""
+        both = -min(len(self.found[label]), len(self.found[other]))
+        pairs = zip(self.found[label][both:], self.found[other][both:], strict=True)
         return statistics.median(a[figure] / b[figure] for a, b in pairs)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -235,6 +237,7 @@ def main() -> None:
     parser.add_argument("--device", help="also every case with `merge --device` of this")
     parser.add_argument("--mergekit", type=Path, help="a mergekit-yaml to run beside")
     parser.add_argument("--mergekit-env", type=Path, help="install mergekit there, if need be")
+    parser.add_argument("--peer-runs", type=int, default=1, help="turns of them with mergekit")
     parser.add_argument("--make-only", action="store_true", help="only write the checkpoints")
     options = parser.parse_args()
     if options.quick:
@@ -251,7 +254,7 @@ def main() -> None:
     cases = options.only or [case for family in options.families for case in FAMILIES[family]]
     for models in options.models:
         run = Run(size, models, cases, folder, mergekit, options.device)
-        run.run(options.runs, warm=not options.cold)
+        run.run(options.runs, not options.cold, options.peer_runs)
         rows = run.rows()
         show(run, rows)
         if options.json:

@@ -5,9 +5,11 @@ import errno
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -456,3 +458,23 @@ def test_signals_end_the_command_with_a_message(recipe, tmp_path, number, code):
     assert len(message.splitlines()) == 1
     done = run("merge", file, "-o", tmp_path / "out", "--resume")
     assert done.exit_code == 0 and "of it before" in done.output
+
+
+def test_threads_end_before_what_they_write_into_is_tidied_up(recipe, tmp_path, monkeypatch):
+    """Also when one Ctrl-C follows another: what follows may be another merge, in this process."""
+    from omnimerge.engine import slices
+
+    ended, real = [], slices.SliceWorker.compute
+
+    def slowly(self, job, start, stop):
+        time.sleep(0.05)
+        ended.append(threading.current_thread().name)
+        return real(self, job, start, stop)
+
+    monkeypatch.setattr(slices.SliceWorker, "compute", slowly)
+    for _ in range(3):
+        interrupted(recipe, tmp_path / "out", times=10)
+        before = len(ended)
+        time.sleep(0.3)
+        assert len(ended) == before
+        shutil.rmtree(tmp_path / ".out.omnimerge", ignore_errors=True)

@@ -15,18 +15,38 @@ import torch
 from omnimerge.engine.plan import worker_count
 
 
-def thread_pool(count: int | None = None) -> ThreadPoolExecutor:
-    """Make the threads of a merge.
+@contextmanager
+def thread_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Make the threads of a merge, and wait for their end, whatever happens.
 
     Args:
         count: how many; default: `worker_count`.
 
-    Returns:
-        A pool whose threads compute alone; OpenMP's setting is one of each thread.
+    Yields:
+        A pool whose threads compute alone; OpenMP's setting is one of each thread. What it has not
+        begun when the block ends is not done.
     """
-    return ThreadPoolExecutor(
+    pool = ThreadPoolExecutor(
         count or worker_count(), initializer=torch.set_num_threads, initargs=(1,)
     )
+    try:
+        yield pool
+    finally:
+        _end(pool)
+
+
+def _end(pool: ThreadPoolExecutor) -> None:
+    """Wait for the threads, also after a second Ctrl-C: they write into what is tidied up next."""
+    interrupted = None
+    while True:
+        try:
+            pool.shutdown(cancel_futures=True)
+        except KeyboardInterrupt as error:
+            interrupted = error
+            continue
+        if interrupted:
+            raise interrupted
+        return
 
 
 @contextmanager
