@@ -132,7 +132,7 @@ def command(
     kept = len(plan.jobs) - len(plan.merged)
     shown = ", ".join(f"{key} {value}" for key, value in plan.recipe.all_parameters.items())
     echo(f"{plan.method.name}{f' ({shown})' if shown else ''} -> {out}")
-    echo(f"merged {len(plan.merged)} tensors, kept {kept} of the target's:")
+    echo(f"merged {len(plan.merged)} tensors, kept {kept} of the target's{':' if kept else ''}")
     for reason, count in plan.kept_reasons().items():
         echo(f"  {count:5}  {reason}")
     before = f", {size(there[0])} of it before" if there[0] else ""
