@@ -64,6 +64,7 @@ class Ranges:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(self._starts, self._stops, strict=True))
 
-    def __len__(self) -> int:
-        """Return how many integers are in."""
+    @property
+    def total(self) -> int:
+        """How many integers are in; as `__len__`, a list of the ranges would reserve so many."""
         return sum(self._stops) - sum(self._starts)

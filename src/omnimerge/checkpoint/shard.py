@@ -144,7 +144,7 @@ class ShardFile:
     def nbytes_done(self) -> int:
         """How many bytes are written, the header included."""
         with self._lock:
-            return len(self.done)
+            return self.done.total
 
     def sync(self) -> None:
         """Wait until the disk has what was written.
