@@ -276,7 +276,7 @@ def case(number: int, seed: int, kind: str, world: World) -> dict[str, Any]:
         print(f"{what} | {code} | {said.strip()}", flush=True)
     return {
         "code": code, "then": then, "problems": [f"{what}: {each}" for each in problems],
-        "kept": sum(map(len, kept.values())) if then == "resumed" else 0,
+        "kept": sum(each.total for each in kept.values()) if then == "resumed" else 0,
         "again": sum(stop - start for _, start, stop in again.found()),
     }  # fmt: skip
 
