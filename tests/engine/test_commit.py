@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -505,7 +506,7 @@ def test_clean_follows_the_link_that_an_output_is(tmp_path):
 
 def test_a_lock_that_lost_its_place_is_none(tmp_path, monkeypatch):
     """Another process may finish between opening the file and locking it."""
-    out, flock, removed = tmp_path / "out", staging.fcntl.flock, []
+    out, flock, removed = tmp_path / "out", fcntl.flock, []
 
     def late(descriptor, how):
         if not removed:
@@ -513,7 +514,7 @@ def test_a_lock_that_lost_its_place_is_none(tmp_path, monkeypatch):
             (tmp_path / ".out.omnimerge-lock").unlink()
         flock(descriptor, how)
 
-    monkeypatch.setattr(staging.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     held = staging.Staging(out)
     assert removed and (tmp_path / ".out.omnimerge").is_dir()
     with pytest.raises(OutputError, match="another process is writing"):
@@ -524,14 +525,14 @@ def test_a_lock_that_lost_its_place_is_none(tmp_path, monkeypatch):
 
 def test_what_is_locked_is_a_file_open_for_writing(tmp_path, monkeypatch):
     """Network file systems lock no folders, and nothing for other machines that is only read."""
-    flock, seen = staging.fcntl.flock, []
+    flock, seen = fcntl.flock, []
 
     def note(descriptor, how):
-        how_open = staging.fcntl.fcntl(descriptor, staging.fcntl.F_GETFL) & os.O_ACCMODE
+        how_open = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
         seen.append((stat.S_ISREG(os.fstat(descriptor).st_mode), how_open))
         flock(descriptor, how)
 
-    monkeypatch.setattr(staging.fcntl, "flock", note)
+    monkeypatch.setattr(fcntl, "flock", note)
     held = staging.Staging(tmp_path / "out")
     assert staging.leftovers(tmp_path) == []
     held.discard()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import importlib
 import json
 import os
@@ -327,7 +328,7 @@ def test_file_systems_without_locks(recipe, tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(staging.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     omnimerge.merge(recipe, tmp_path / "out")
     assert (tmp_path / "out" / "merge_manifest.json").is_file()
 

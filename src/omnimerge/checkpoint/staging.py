@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
-import fcntl
 import os
 import re
 import shutil
@@ -20,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnimerge.checkpoint.journal import journal_key, sync_folder
+from omnimerge.checkpoint.lock import Lock, in_the_way, is_held, note_of
 from omnimerge.checkpoint.shard import DISK_FULL
 from omnimerge.checkpoint.small_file import read_json
 from omnimerge.errors import CheckpointError, OutputError
@@ -31,7 +30,6 @@ JOURNAL_NAME = "omnimerge.journal"
 
 _SUFFIX, _OLD_SUFFIX, _LOCK_SUFFIX = ".omnimerge", ".omnimerge-old", ".omnimerge-lock"
 _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+:/")  # what a path makes of a URL
-_LOCK_TEXT = re.compile(rb"[0-9a-f]{0,64}")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -81,7 +79,7 @@ class Staging:
         self.out = out
         self.folder = _beside(out, _SUFFIX)
         self._made = _make_folders(out.parent)
-        self._lock = _Lock(out)
+        self._lock = Lock(out, _beside(out, _LOCK_SUFFIX))
         try:
             self._lock.note("")
             try:
@@ -90,7 +88,7 @@ class Staging:
             except FileExistsError:
                 self.found = True
             if self.found and not _is_ours(self.folder):
-                raise _in_the_way(self.folder)
+                raise in_the_way(self.folder)
             (self.folder / JOURNAL_NAME).touch()
         except BaseException:
             self.release()
@@ -147,72 +145,6 @@ class Staging:
         self._lock.release()
 
 
-class _Lock:
-    """The lock of an output, a file beside it that is there as long as a process holds it.
-
-    A file of its own, open for writing: network file systems do not lock folders, and what is open
-    for reading only to this machine's processes. While an earlier output is replaced, it holds the
-    key of the new one, by which the two are told apart.
-
-    Args:
-        out: the output.
-
-    Raises:
-        OutputError: if another process holds it, or something else is in the place.
-        OSError: if the file cannot be made.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self.file = _beside(out, _LOCK_SUFFIX)
-        while True:
-            self._descriptor = self._open()
-            try:
-                if not _flock(self._descriptor):
-                    raise OutputError(
-                        f"another process is writing {out}; wait for it, or give another folder"
-                    )
-                if not _LOCK_TEXT.fullmatch(os.pread(self._descriptor, 1000, 0)):
-                    raise _in_the_way(self.file)
-                if self._has_its_name():
-                    return
-            except BaseException:
-                os.close(self._descriptor)
-                raise
-            os.close(self._descriptor)  # who held it was done just now, and removed it
-
-    def note(self, key: str) -> None:
-        """Put a key into the file, in the place of another."""
-        with contextlib.suppress(OSError):  # without it nothing is lost, but more is kept
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, key.encode(), 0)
-            os.fsync(self._descriptor)
-
-    def release(self) -> None:
-        """Remove the file, then let go of it; may be called again."""
-        if self._descriptor < 0:
-            return
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(self._descriptor), self.file.stat()):
-                self.file.unlink()
-        os.close(self._descriptor)
-        self._descriptor = -1
-
-    def _open(self) -> int:
-        try:
-            return os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.ELOOP):
-                raise
-            raise _in_the_way(self.file) from error
-
-    def _has_its_name(self) -> bool:
-        again = self._open()  # network file systems answer a stat from memory
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), os.fstat(again))
-        finally:
-            os.close(again)
-
-
 def leftovers(path: Path) -> list[Leftover]:
     """Find what dead processes left of an output, or in a folder of outputs.
 
@@ -252,9 +184,9 @@ def _left_at(hidden: Path) -> list[Leftover]:
     """What was left of one output."""
     out = hidden.with_name(hidden.name[1:].removesuffix(_SUFFIX))
     old, lock = _beside(out, _OLD_SUFFIX), _beside(out, _LOCK_SUFFIX)
-    if _in_use(lock):
+    if is_held(lock):
         return []
-    new_key = _text_of(lock)
+    new_key = note_of(lock)
     found = []
     for folder in (hidden, old):
         if not _is_ours(folder):
@@ -285,7 +217,7 @@ def clean(leftover: Leftover) -> str:
     lock = None
     try:
         try:
-            lock = _Lock(leftover.out)
+            lock = Lock(leftover.out, _beside(leftover.out, _LOCK_SUFFIX))
         except OSError as error:
             if error.errno not in DISK_FULL:  # then no other process can take it either
                 raise
@@ -368,44 +300,6 @@ def _clear(folder: Path, kept: Collection[str]) -> None:
             shutil.rmtree(entry) if inside else entry.unlink()
 
 
-def _in_the_way(path: Path) -> OutputError:
-    return OutputError(
-        f"{path} is in the way and is nothing that a merge left; remove it, or give another folder"
-    )
-
-
-def _flock(descriptor: int) -> bool:
-    """Lock a file; True as well where the file system has no locks, False if another has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES)
-    return True
-
-
-def _in_use(lock: Path) -> bool:
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        return not _flock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _text_of(lock: Path) -> str | None:
-    """What a lock that nobody holds says; None if there is none of ours."""
-    if lock.is_symlink() or not lock.is_file():
-        return None
-    try:
-        with lock.open("rb") as stream:
-            text = stream.read(1000)
-    except OSError:
-        return None
-    return text.decode() if _LOCK_TEXT.fullmatch(text) else None
-
-
 def _exchange(new: Path, out: Path) -> Path:
     """Put a folder in the place of another; return where that one is now."""
     try:
@@ -416,7 +310,7 @@ def _exchange(new: Path, out: Path) -> Path:
     old = _beside(out, _OLD_SUFFIX)
     if os.path.lexists(old):
         if not _is_ours(old):
-            raise _in_the_way(old)
+            raise in_the_way(old)
         _remove(old)
     out.rename(old)
     try:
