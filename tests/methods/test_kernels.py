@@ -1,22 +1,32 @@
-"""The compiled loops against the plain ones, bit by bit, and the numbers that they draw."""
+"""The compiled kernels against the plain ones, bit by bit, and the numbers that they draw."""
 
 import pytest
 import torch
 
 from omnimerge.errors import MethodError
 from omnimerge.methods import gather, merge_tensors
-from omnimerge.methods._kernels import Compiled, Plain
+from omnimerge.methods._kernels import Band, Compiled, Draw, DrawByRank, Election, Plain
 from omnimerge.methods._ops import kth_magnitude
 from omnimerge.methods._random import Stream
 from omnimerge.methods._statistics import Magnitudes
 
 WEIGHTS = [1.0, 3.0, -0.5]
 STREAM = Stream.of(7, "model.layers.0.weight", offset=11)
-IN_PLACE = {
-    "band": (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, float("inf")])),
-    "drop": (STREAM, 0.3),
-    "drop_by_rank": (STREAM, 0.3, 0.5),
+LOW = torch.tensor([0.5, 1.0, 0.1])
+LEFT = {
+    "everything": None,
+    "a band": Band(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, float("inf")])),
+    "from a limit on": Band(LOW),
+    "a draw": Draw(STREAM, 0.3),
+    "nothing": Draw(STREAM, 0.0),
+    "a draw by rank": DrawByRank(STREAM, 0.3, 0.5),
 }
+DTYPES = [
+    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32, torch.float16),
+    (torch.float16, torch.float64, torch.float8_e5m2),
+]
 
 
 @pytest.fixture
@@ -29,27 +39,58 @@ def tau():
     return drawn
 
 
-@pytest.mark.parametrize("name", IN_PLACE)
-def test_loops_in_place(name, tau):
-    plain, compiled = tau.clone(), tau.clone()
-    getattr(Plain(), name)(plain, *IN_PLACE[name])
-    getattr(Compiled(), name)(compiled, *IN_PLACE[name])
-    assert torch.equal(plain, compiled)
-    assert 0 < int((plain == 0).sum()) < plain.numel()
+def same_bits(a, b):
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
-@pytest.mark.parametrize("mean", [True, False])
-@pytest.mark.parametrize("majority", [-1.0, 0.0, 1.0])
-@pytest.mark.parametrize("low", [None, torch.tensor([0.5, 1.0, 0.1])])
-def test_elected_sums(tau, mean, majority, low):
+def of_types(dtypes, shape):
+    generator = torch.Generator().manual_seed(2)
+    base, *models = (torch.randn(shape, generator=generator).to(dtype) for dtype in dtypes)
+    return models, base
+
+
+@pytest.mark.parametrize(("left", "election"), [
+    (left, election)
+    for left in LEFT
+    for election in (None, *(Election(m, sign) for m in (True, False) for sign in (-1.0, 0.0, 1.0)))
+    if not (left == "a draw by rank" and election and election.majority)  # no method takes both
+], ids=str)  # fmt: skip
+def test_merges(tau, left, election):
     before = tau.clone()
-    plain, compiled = (
-        loops.elected_sum(tau, WEIGHTS, mean=mean, majority=majority, low=low)
-        for loops in (Plain(), Compiled())
+    for base in (None, torch.full(tau.shape[1:], 0.25)):
+        plain, compiled = (
+            kernels.merge(list(tau), base, WEIGHTS, LEFT[left], election)
+            for kernels in (Plain(), Compiled())
+        )
+        assert same_bits(plain, compiled)
+        assert torch.equal(tau, before)
+        assert (left == "everything") or int((plain == 0).sum())
+        assert (left == "nothing") == (not plain.any())
+
+
+def test_signs_are_counted(tau):
+    for base in (None, tau[1] / 3):
+        found = [k.count_signs(list(tau), base, WEIGHTS, LOW) for k in (Plain(), Compiled())]
+        summed = Plain().merge(list(tau), base, WEIGHTS, Band(LOW))
+        assert found == [int(summed.sign().sum())] * 2 != [0, 0]
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+def test_combinations_round_once(dtypes):
+    models, base = of_types(dtypes, (3, 5_001))
+    models, weights = [*models, models[0] * 2], [0.3, -1.7, 1e-3]
+    exact = base.double() + sum(
+        float(torch.tensor(w)) * (m.float() - base.float()).double()
+        for m, w in zip(models, weights, strict=True)
     )
-    assert torch.equal(plain, compiled)
-    assert Plain().count_signs(tau, WEIGHTS, low) == Compiled().count_signs(tau, WEIGHTS, low)
-    assert torch.equal(tau, before)
+    for origin in (None, base):
+        plain, compiled = (k.combine(models, origin, weights) for k in (Plain(), Compiled()))
+        assert same_bits(plain, compiled) and plain.dtype == torch.float32
+    torch.testing.assert_close(plain, exact.float(), rtol=1e-6, atol=1e-6)
+    wide = torch.tensor([1 + 2.0**-12])  # its square, 1 + 2^-11 + 2^-24, needs 25 bits
+    for kernels in (Plain(), Compiled()):
+        found = kernels.combine([torch.tensor([-1 - 2.0**-11]), wide], None, [1.0, float(wide)])
+        assert found.item() == 2.0**-24
 
 
 @pytest.mark.parametrize("row", [
@@ -60,57 +101,55 @@ def test_elected_sums(tau, mean, majority, low):
     torch.tensor([3.0]),
 ])  # fmt: skip
 def test_ranks_of_odd_rows(row):
-    tau = row.repeat(1, 500, 1)
-    plain, compiled = tau.clone(), tau.clone()
-    Plain().drop_by_rank(plain, STREAM, 0.5, 0.9)
-    Compiled().drop_by_rank(compiled, STREAM, 0.5, 0.9)
-    assert torch.equal(plain, compiled)
+    models, draw = [row.repeat(500, 1)], DrawByRank(STREAM, 0.5, 0.9)
+    plain, compiled = (k.merge(models, None, [1.0], draw) for k in (Plain(), Compiled()))
+    assert same_bits(plain, compiled)
 
 
-@pytest.mark.parametrize("dtypes", [
-    (torch.bfloat16, torch.bfloat16, torch.bfloat16),
-    (torch.float32, torch.bfloat16, torch.bfloat16),
-    (torch.bfloat16, torch.float32, torch.float16),
-    (torch.float16, torch.float64, torch.float8_e5m2),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 def test_differences_of_any_types(dtypes):
-    generator = torch.Generator().manual_seed(2)
-    base, *models = (torch.randn(10_007, generator=generator).to(dtype) for dtype in dtypes)
+    models, base = of_types(dtypes, (10_007,))
     expected = torch.stack([model.float() - base.float() for model in models])
-    for loops in (Plain(), Compiled()):
+    for kernels in (Plain(), Compiled()):
         found = [
-            each.clone() for each in loops.differences(models, base, 4_000, torch.empty(8_000))
+            each.clone() for each in kernels.differences(models, base, 4_000, torch.empty(8_000))
         ]
         assert [each.shape[1] for each in found] == [4_000, 4_000, 2_007]
         assert torch.equal(torch.cat(found, dim=1), expected)
+        assert torch.equal(kernels.merge(models, base, [1.0, 0.0]), expected[0])
+
+
+def test_tensors_that_are_not_contiguous():
+    wide = torch.randn(40, 60, generator=torch.Generator().manual_seed(3))
+    models, base = [wide[:, ::2].T, wide[:, 1::2].T], wide[:, :30].T
+    for kernels in (Plain(), Compiled()):
+        found = kernels.combine(models, base, [1.0, 1.0])
+        assert torch.equal(found, base + (models[0] - base) + (models[1] - base))
 
 
 def test_counts(tau):
+    models = list(tau)
     upper = [torch.zeros(3, 1 << 16, dtype=torch.int64) for _ in range(2)]
-    for loops, counts in zip((Plain(), Compiled()), upper, strict=True):
-        loops.count_upper(tau, counts)
+    for kernels, counts in zip((Plain(), Compiled()), upper, strict=True):
+        kernels.count_upper(models, None, counts)
     assert torch.equal(*upper) and int(upper[0].sum()) == tau.numel()
     bins = upper[0].argmax(dim=1).repeat(2, 1)
     lower = [torch.zeros(2, 3, 1 << 15, dtype=torch.int64) for _ in range(2)]
-    for loops, counts in zip((Plain(), Compiled()), lower, strict=True):
-        loops.count_lower(tau, bins, counts)
+    for kernels, counts in zip((Plain(), Compiled()), lower, strict=True):
+        kernels.count_lower(models, None, bins, counts)
     assert torch.equal(*lower)
     assert torch.equal(lower[0].sum(dim=2), upper[0].amax(dim=1).repeat(2, 1))
 
 
-@pytest.mark.parametrize("loops", [Plain(), Compiled()], ids=["plain", "compiled"])
-def test_nan_and_infinity_come_through(loops):
+@pytest.mark.parametrize("kernels", [Plain(), Compiled()], ids=["plain", "compiled"])
+def test_nan_and_infinity_come_through(kernels):
     for value in (float("nan"), float("inf")):
         tau = torch.ones(2, 4)
         tau[0, 1] = value
-        for name, arguments in {
-            "band": (torch.zeros(2), torch.ones(2)),
-            "drop": (STREAM, 0.0),
-        }.items():
-            spoilt = tau.clone()
-            getattr(loops, name)(spoilt, *arguments)
-            assert spoilt[0, 1].isnan()
-        assert not loops.elected_sum(tau, [1.0, 1.0], mean=True)[1].isfinite()
+        for left in (None, Band(torch.zeros(2), torch.ones(2)), Draw(STREAM, 0.0)):
+            for election in (None, Election(mean=True), Election(mean=False)):
+                merged = kernels.merge(list(tau), None, [1.0, 1.0], left, election)
+                assert merged.isfinite().tolist() == [True, False, True, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -49,6 +50,8 @@ _BEGAN = "omnimerge.began"
 class _Commands(LazyGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Turn every deliberate error, and one of the file system, into a line and exit code 1."""
+        # What imports make stays: looking through it for garbage is a fifth of torch's import.
+        gc.set_threshold(100_000, 50, 100)
         try:
             return super().invoke(ctx)
         except OmnimergeError as error:

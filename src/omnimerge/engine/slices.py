@@ -27,7 +27,7 @@ from omnimerge.methods import (
     scaled_by_depth,
 )
 
-# Elements that a method sees at once: all of its float32 operands then stay in the cache.
+# Elements that a method that is not fused sees at once: its float32 operands stay in the cache.
 _KERNEL_ELEMENTS = 1 << 16
 
 
@@ -95,24 +95,28 @@ class SliceWorker:
     def _compute(self, job: TensorJob, start: int, stop: int) -> Tensor:
         if (deltas := low_rank_deltas(self._plan, job)) is not None:
             return self._from_factors(job, deltas)
-        inputs = inputs_of(job)
+        named = inputs_of(job)
         raw = [
             self._lane.read(checkpoint, name, start, stop)
             if self._lane
             else self._read(number, checkpoint, name, start, stop)
-            for number, (checkpoint, name) in enumerate(inputs)
+            for number, (checkpoint, name) in enumerate(named)
         ]
         if self._plan.method.slices == "whole":
             return self._whole(job, raw)
-        result = buffer(self._raw, len(inputs), job.output.dtype, stop - start, raw[0].device)
+        result = buffer(self._raw, len(named), job.output.dtype, stop - start, raw[0].device)
         # On an accelerator there is no cache to stay in, and every call costs.
         cached = result.device.type == "cpu" and self._lane is None
-        at_once = _KERNEL_ELEMENTS if cached else stop - start
+        fused = self._plan.method.fused
+        at_once = _KERNEL_ELEMENTS if cached and not fused else stop - start
         step = _step(self._plan.method, job, at_once)
         for begin in range(0, stop - start, step):
             part = slice(begin, min(begin + step, stop - start))
-            floats = [self._as_float(number, tensor[part]) for number, tensor in enumerate(raw)]
-            merged = self._merge(job, floats, raw, start + begin)
+            inputs = [
+                tensor[part] if fused else self._as_float(number, tensor[part])
+                for number, tensor in enumerate(raw)
+            ]
+            merged = self._merge(job, inputs, raw, start + begin)
             _rounded(job, merged, result[part])
         return result
 
@@ -140,13 +144,13 @@ class SliceWorker:
         return _rounded(job, merged, torch.empty_like(merged, dtype=_dtype(job)))
 
     def _merge(
-        self, job: TensorJob, floats: list[Tensor], raw: list[Tensor], offset: int
+        self, job: TensorJob, inputs: list[Tensor], raw: list[Tensor], offset: int
     ) -> Tensor:
         method, recipe = self._plan.method, self._plan.recipe
         if method.slices == "rows":
-            floats = [each.view(-1, *job.output.shape[-1:]) for each in floats]
-        models = floats[: len(job.sources)]
-        base = floats[-1] if job.base else None
+            inputs = [each.view(-1, *job.output.shape[-1:]) for each in inputs]
+        models = inputs[: len(job.sources)]
+        base = inputs[-1] if job.base else None
         place = Place(job.output.name, recipe.seed, offset, job.depth)
         known = self._statistics or self._statistics_of(job)
         merged = method.merge(models, base, job.parameters, statistics=known, place=place)

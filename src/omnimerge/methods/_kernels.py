@@ -1,11 +1,13 @@
-"""The hot loops of element-wise methods: compiled by numba, with plain torch as the reference.
+"""What element-wise methods do with every entry: compiled by numba, or in plain torch.
 
-Both forms take the same tensors and give the same numbers (the tests compare them). The plain form
-serves tensors that are not on the CPU, and machines without numba.
+Both forms take the tensors in the dtype that they are stored in, and give the same numbers (the
+tests compare them). The plain form serves tensors that are not on the CPU, and machines without
+numba. A slice is one call: threads that come back to the interpreter for every block wait for each
+other more than they compute.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -13,196 +15,255 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import omnimerge.methods._loops as _loops
 from omnimerge.methods._random import Stream
+
+# Entries of a block whose float32 operands stay in a core's cache together.
+_BLOCK = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Keep what is within [low, high] in magnitude, one number per model each."""
+
+    low: Tensor
+    high: Tensor | None = None
+
+    @property
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """Both limits, float32."""
+        none = torch.full_like(self.low, float("inf"))
+        return self.low, none if self.high is None else self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Keep entries with probability `density`, divided by it."""
+
+    stream: Stream
+    density: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrawByRank:
+    """Keep entries with probability `density` ± `epsilon` / 2, by their magnitude's rank in a row.
+
+    They are divided by it; of equal magnitudes, the later has the higher rank.
+    """
+
+    stream: Stream
+    density: float
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Election:
+    """Keep what has the sign of the weighted sum.
+
+    Attributes:
+        mean: divide by the weights of what is kept.
+        majority: the sign where the sum is zero: 1, -1, or 0 for none.
+    """
+
+    mean: bool
+    majority: float = 0.0
+
+
+Left = Band | Draw | DrawByRank | None
+"""What is left of the task vectors; None: everything."""
 
 
 class Plain:
-    """The loops in plain torch. `tau` is (models, *shape), float32, contiguous.
+    """The kernels in plain torch.
 
-    `low`, (models,): entries that are smaller in magnitude are left out.
+    They work on τ_t = models_t - base in float32, one tensor per model and the base, all of one
+    shape and of any floating-point dtypes; without a base, on the models themselves.
     """
 
     def differences(
-        self, models: Sequence[Tensor], base: Tensor, step: int, held: Tensor
+        self, models: Sequence[Tensor], base: Tensor | None, step: int, held: Tensor
     ) -> Iterator[Tensor]:
-        """Give models - base, in float32, from any dtype; so many entries at a time, in `held`."""
-        flat, origin = [model.reshape(-1) for model in models], base.reshape(-1)
-        for start in range(0, len(origin), step):
-            part = slice(start, min(start + step, len(origin)))
+        """Give τ, (models, entries), so many entries at a time; in `held`, every time the same."""
+        flat = [model.reshape(-1) for model in models]
+        origin = base.reshape(-1) if base is not None else None
+        for start in range(0, len(flat[0]), step):
+            part = slice(start, min(start + step, len(flat[0])))
             tau = held[: len(flat) * (part.stop - start)].view(len(flat), -1)
-            ancestor = origin[part].float()
             for row, model in zip(tau, flat, strict=True):
-                row.copy_(model[part]).sub_(ancestor)
+                row.copy_(model[part])
+                if origin is not None:
+                    row.sub_(origin[part].float())
             yield tau
 
-    def count_upper(self, tau: Tensor, counts: Tensor) -> None:
-        """Count magnitudes by the upper 16 of their 31 bits in counts, (models, 2^16)."""
-        for t, row in enumerate(tau.abs().flatten(1).view(torch.int32)):
-            counts[t] += torch.bincount(row >> 15, minlength=1 << 16)
-
-    def count_lower(self, tau: Tensor, bins: Tensor, counts: Tensor) -> None:
-        """Count those in `bins`, (ranks, models), by their lower bits, (ranks, models, 2^15)."""
-        for t, row in enumerate(tau.abs().flatten(1).view(torch.int32)):
-            for r in range(len(bins)):
-                inside = row[(row >> 15) == bins[r, t]] & 0x7FFF
-                counts[r, t] += torch.bincount(inside, minlength=1 << 15)
-
-    def count_signs(self, tau: Tensor, weights: Sequence[float], low: Tensor | None = None) -> int:
-        """How many more entries of Σ w τ are positive than negative."""
-        return int(self.weighted_sum(self._from(tau, low), weights).sign().sum())
-
-    def band(self, tau: Tensor, low: Tensor, high: Tensor) -> None:
-        """Zero, in place, what is not within [low, high] in magnitude; (models,) each."""
-        column = (-1, *[1] * (tau.ndim - 1))
-        magnitude = tau.abs()
-        least, most = (limit.to(tau.device).view(column) for limit in (low, high))
-        tau.mul_((magnitude >= least) & (magnitude <= most))
-
-    def drop(self, tau: Tensor, stream: Stream, density: float) -> None:
-        """Keep entries with probability `density`, divided by it, in place."""
-        drawn = stream.uniform(len(tau), tau.shape[1:], tau.device)
-        tau.mul_(drawn < density).div_(_number(density or 1.0, tau))
-
-    def drop_by_rank(self, tau: Tensor, stream: Stream, density: float, epsilon: float) -> None:
-        """Keep entries with `density` ± ε/2 by the rank of their magnitude in their row."""
-        ranks = tau.abs().argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
-        centred = (ranks.float() + 0.5) / _number(max(1, tau.shape[-1]), tau) - 0.5
-        keep = (density + epsilon * centred).clamp(0, 1)
-        drawn = stream.uniform(len(tau), tau.shape[1:], tau.device)
-        tau.mul_(drawn < keep).div_(keep.clamp(min=1e-12))
-
-    def weighted_sum(self, tau: Tensor, weights: Sequence[float]) -> Tensor:
-        """Σ_t w_t τ_t."""
-        total = tau[0] * weights[0]
-        for row, weight in zip(tau[1:], weights[1:], strict=True):
-            total += row * weight
+    def combine(
+        self, models: Sequence[Tensor], base: Tensor | None, weights: Sequence[float]
+    ) -> Tensor:
+        """Give base + Σ_t w_t τ_t; without a base, Σ_t w_t models_t. A product is not rounded."""
+        if base is None:
+            total = torch.mul(models[0].float(), weights[0])
+            for model, weight in zip(models[1:], weights[1:], strict=True):
+                total.add_(model.float(), alpha=weight)
+            return total
+        origin = base.float()
+        total = origin.clone()
+        for model, weight in zip(models, weights, strict=True):
+            total.add_(model.float() - origin, alpha=weight)
         return total
 
-    def elected_sum(
-        self,
-        tau: Tensor,
-        weights: Sequence[float],
-        *,
-        mean: bool,
-        majority: float = 0.0,
-        low: Tensor | None = None,
-    ) -> Tensor:
-        """Σ_t w_t τ_t over what has the sum's sign (`majority` where it is 0), or its mean."""
-        tau = self._from(tau, low)
-        total = self.weighted_sum(tau, weights)
-        elected = total.sign().masked_fill(total == 0, majority)
-        merged, used = torch.zeros_like(total), torch.zeros_like(total)
-        for row, weight in zip(tau, weights, strict=True):
-            weighted = row * weight
-            agrees = weighted.sign() * elected.sign() > 0
-            merged += weighted * agrees
-            used += weight * agrees
-        if mean:
-            merged /= used.masked_fill(used == 0, 1.0)
-        return merged
+    def count_upper(self, models: Sequence[Tensor], base: Tensor | None, counts: Tensor) -> None:
+        """Count magnitudes by the upper 16 of their 31 bits in counts, (models, 2^16)."""
+        for tau in self._blocks(models, base):
+            for t, row in enumerate(tau.abs().view(torch.int32)):
+                counts[t] += torch.bincount(row >> 15, minlength=1 << 16)
 
-    def _from(self, tau: Tensor, low: Tensor | None) -> Tensor:
-        if low is None:
-            return tau
-        kept = tau.clone()
-        self.band(kept, low, torch.full_like(low, float("inf")))
-        return kept
+    def count_lower(
+        self, models: Sequence[Tensor], base: Tensor | None, bins: Tensor, counts: Tensor
+    ) -> None:
+        """Count those in `bins`, (ranks, models), by their lower bits, (ranks, models, 2^15)."""
+        for tau in self._blocks(models, base):
+            for t, row in enumerate(tau.abs().view(torch.int32)):
+                for r in range(len(bins)):
+                    inside = row[(row >> 15) == bins[r, t]] & 0x7FFF
+                    counts[r, t] += torch.bincount(inside, minlength=1 << 15)
+
+    def count_signs(
+        self, models: Sequence[Tensor], base: Tensor | None, weights: Sequence[float], low: Tensor
+    ) -> int:
+        """How many more entries of Σ w τ are positive than negative; those below `low` are zero."""
+        blocks = self._blocks(models, base)
+        return sum(
+            int(_sum(_weighted(_left(tau, Band(low)), weights)).sign().sum()) for tau in blocks
+        )
+
+    def merge(
+        self,
+        models: Sequence[Tensor],
+        base: Tensor | None,
+        weights: Sequence[float],
+        left: Left = None,
+        election: Election | None = None,
+    ) -> Tensor:
+        """Give Σ_t w_t τ̂_t of what is left of the τ_t, and elected; in float32."""
+        count, shape = models[0].numel(), models[0].shape
+        tau = models[0].new_empty((len(models), *shape), dtype=torch.float32)
+        for _ in self.differences(models, base, max(1, count), tau.view(-1)):
+            pass  # one block: all entries
+        weighted = _weighted(_left(tau, left), weights)
+        total = _sum(weighted)
+        return total if election is None else _elected(weighted, weights, total, election)
+
+    def _blocks(self, models: Sequence[Tensor], base: Tensor | None) -> Iterator[Tensor]:
+        yield from self.differences(models, base, *block_of(models))
 
 
 class Compiled(Plain):
-    """The loops compiled by numba; see `Plain`.
+    """The kernels compiled by numba; see `Plain`.
 
     Raises:
         ImportError: if numba is not installed.
+        RuntimeError: if there is nowhere to cache what is compiled.
     """
 
     def __init__(self) -> None:
-        import numba
+        from omnimerge.methods import _loops
 
-        def compiled(loop: Callable[..., Any]) -> Any:
-            plain = inspect.unwrap(getattr(loop, "py_func", loop))
-            return numba.njit(nogil=True, cache=True, error_model="numpy")(plain)
-
-        # What loops call is compiled before them.
-        called = ("uniform", "weigh", "sum_strip", "count_group", "count_before", "sort_by_digit",
-                  "rank_magnitudes")  # fmt: skip
-        for name in called:
-            setattr(_loops, name, compiled(getattr(_loops, name)))
-        self._loops = {
-            name: compiled(getattr(_loops, name))
-            for name in ("differences", "count_upper", "count_lower", "count_signs", "band",
-                         "drop", "drop_by_rank", "elected_sum")
-        }  # fmt: skip
+        self._loops = _loops
 
     def differences(
-        self, models: Sequence[Tensor], base: Tensor, step: int, held: Tensor
+        self, models: Sequence[Tensor], base: Tensor | None, step: int, held: Tensor
     ) -> Iterator[Tensor]:
-        """Subtract the base; numbers of 16 bits are widened on the way."""
-        one = len({model.dtype for model in models}) == 1
-        words, shifts = zip(
-            *(_words(model if one else model.float()) for model in models), strict=True
-        )
-        loop, how, memory = self._loops["differences"], (shifts[0], *_words(base)), held.numpy()
-        for start in range(0, base.numel(), step):
-            count = min(step, base.numel() - start)
-            tau = memory[: len(words) * count].reshape(len(words), count)
-            loop(words, *how, start, tau)
+        """Give τ, block by block."""
+        memory, (source, _kept) = held.numpy(), _source(models, base)
+        for start in range(0, models[0].numel(), step):
+            count = min(step, models[0].numel() - start)
+            tau = memory[: len(models) * count].reshape(len(models), count)
+            self._loops.differences(source, start, tau)
             yield torch.from_numpy(tau)
 
-    def count_upper(self, tau: Tensor, counts: Tensor) -> None:
-        """Count by the upper bits."""
-        self._loops["count_upper"](_bits(tau), counts.numpy())
-
-    def count_lower(self, tau: Tensor, bins: Tensor, counts: Tensor) -> None:
-        """Count by the lower bits."""
-        self._loops["count_lower"](_bits(tau), bins.numpy(), counts.numpy())
-
-    def count_signs(self, tau: Tensor, weights: Sequence[float], low: Tensor | None = None) -> int:
-        """Count the signs of the sum."""
-        return int(self._loops["count_signs"](_flat(tau), _least(tau, low), _floats(weights)))
-
-    def band(self, tau: Tensor, low: Tensor, high: Tensor) -> None:
-        """Zero what is outside."""
-        self._loops["band"](_flat(tau), low.numpy(), high.numpy())
-
-    def drop(self, tau: Tensor, stream: Stream, density: float) -> None:
-        """Drop at random."""
-        self._loops["drop"](_flat(tau), _keys(stream, tau), stream.offset, np.float32(density))
-
-    def drop_by_rank(self, tau: Tensor, stream: Stream, density: float, epsilon: float) -> None:
-        """Drop at random, by rank."""
-        lines = tau.view(len(tau), -1, tau.shape[-1]).numpy()
-        shares = np.float32(density), np.float32(epsilon)
-        self._loops["drop_by_rank"](lines, _keys(stream, tau), stream.offset, *shares)
-
-    def elected_sum(
-        self,
-        tau: Tensor,
-        weights: Sequence[float],
-        *,
-        mean: bool,
-        majority: float = 0.0,
-        low: Tensor | None = None,
+    def combine(
+        self, models: Sequence[Tensor], base: Tensor | None, weights: Sequence[float]
     ) -> Tensor:
-        """Sum what agrees."""
-        out = torch.empty(tau.shape[1:])
-        how = _least(tau, low), _floats(weights), np.float32(majority), mean
-        self._loops["elected_sum"](_flat(tau), *how, out.view(-1).numpy())
+        """Give the sum."""
+        source, _kept = _source(models, base)
+        out = torch.empty(models[0].shape)
+        self._loops.combine(source, _floats(weights), out.view(-1).numpy())
+        return out
+
+    def count_upper(self, models: Sequence[Tensor], base: Tensor | None, counts: Tensor) -> None:
+        """Count by the upper bits."""
+        source, _kept = _source(models, base)
+        self._loops.count_upper(source, counts.numpy())
+
+    def count_lower(
+        self, models: Sequence[Tensor], base: Tensor | None, bins: Tensor, counts: Tensor
+    ) -> None:
+        """Count by the lower bits."""
+        source, _kept = _source(models, base)
+        self._loops.count_lower(source, bins.numpy(), counts.numpy())
+
+    def count_signs(
+        self, models: Sequence[Tensor], base: Tensor | None, weights: Sequence[float], low: Tensor
+    ) -> int:
+        """Count the signs of the sum."""
+        source, _kept = _source(models, base)
+        return int(self._loops.count_signs(source, low.numpy(), _floats(weights)))
+
+    def merge(
+        self,
+        models: Sequence[Tensor],
+        base: Tensor | None,
+        weights: Sequence[float],
+        left: Left = None,
+        election: Election | None = None,
+    ) -> Tensor:
+        """Give the sum of what is left."""
+        loops, none = self._loops, np.empty(0, np.float32)
+        source, _kept = _source(models, base)
+        out = torch.empty(models[0].shape)
+        draw = left if isinstance(left, (Draw, DrawByRank)) else Draw(Stream(0), 1.0)
+        keys = np.asarray(draw.stream.keys(len(models)), dtype=np.int64).view(np.uint64)
+        first, density = draw.stream.offset, np.float32(draw.density)
+        elect, mean = election is not None, election is not None and election.mean
+        rest = (keys, _floats(weights), elect, mean)
+        if isinstance(left, DrawByRank):
+            by_rank = (first, density, np.float32(left.epsilon), _width(models[0]))
+            loops.merge_rows(source, by_rank, *rest, out.view(-1).numpy())
+            return out
+        limits = left.limits if isinstance(left, Band) else ()
+        low, high = (limit.numpy() for limit in limits) if limits else (none, none)
+        how = {Band: loops.A_BAND, Draw: loops.A_DRAW}.get(type(left), loops.EVERYTHING)
+        majority = np.float32(election.majority if election else 0)
+        numbers = (low, high, first, density)
+        loops.merge(source, how, numbers, *rest, majority, out.view(-1).numpy())
         return out
 
 
-def kernels(tau: Tensor) -> Plain:
-    """Return the fastest loops for a tensor.
+def kernels(tensor: Tensor) -> Plain:
+    """Return the fastest kernels for a tensor.
 
     Args:
-        tau: what they will be used on.
+        tensor: what they will be used on.
 
     Returns:
         The compiled ones on the CPU, else the plain ones.
     """
-    usable = tau.device.type == "cpu" and tau.numel() > 0
+    usable = tensor.device.type == "cpu" and tensor.numel() > 0
     return (_compiled() if usable else None) or Plain()
+
+
+def block_of(models: Sequence[Tensor]) -> tuple[int, Tensor]:
+    """Choose how many entries are worked on at a time, and give memory for their task vectors.
+
+    Args:
+        models: one tensor per model.
+
+    Returns:
+        Entries, and a flat tensor for so many of every model. Memory that is used again: fresh
+        tensors cost more in page faults than the arithmetic does.
+    """
+    count = models[0].numel()
+    # On an accelerator there is no cache to stay in, and every call costs.
+    step = max(1, min(_BLOCK, count) if models[0].device.type == "cpu" else count)
+    return step, torch.empty(len(models) * step, device=models[0].device)
 
 
 @lru_cache(maxsize=1)
@@ -213,34 +274,87 @@ def _compiled() -> Plain | None:
         return None
 
 
+def _left(tau: Tensor, left: Left) -> Tensor:
+    """What is left of task vectors, (models, *shape), in place."""
+    if isinstance(left, Band):
+        column = (-1, *[1] * (tau.ndim - 1))
+        magnitude = tau.abs()
+        low, high = (limit.to(tau.device).view(column) for limit in left.limits)
+        return tau.mul_((magnitude >= low) & (magnitude <= high))
+    if isinstance(left, Draw):
+        drawn = left.stream.uniform(len(tau), tau.shape[1:], tau.device)
+        return tau.mul_(drawn < left.density).div_(_number(left.density or 1.0, tau))
+    if isinstance(left, DrawByRank):
+        width = _width(tau[0])
+        rows = tau.view(len(tau), -1, width)
+        ranks = rows.abs().argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
+        centred = (ranks.float() + 0.5) / _number(width, tau) - 0.5
+        keep = (left.density + left.epsilon * centred).clamp(0, 1)
+        drawn = left.stream.uniform(len(tau), rows.shape[1:], tau.device)
+        rows.mul_(drawn < keep).div_(keep.clamp(min=1e-12))
+    return tau
+
+
+def _weighted(tau: Tensor, weights: Sequence[float]) -> Tensor:
+    for row, weight in zip(tau, weights, strict=True):
+        row.mul_(weight)
+    return tau
+
+
+def _sum(weighted: Tensor) -> Tensor:
+    total = weighted[0].clone()
+    for row in weighted[1:]:
+        total += row
+    return total
+
+
+def _elected(
+    weighted: Tensor, weights: Sequence[float], total: Tensor, election: Election
+) -> Tensor:
+    elected = total.sign().masked_fill(total == 0, election.majority)
+    merged, used = torch.zeros_like(total), torch.zeros_like(total)
+    for row, weight in zip(weighted, weights, strict=True):
+        agrees = row * elected > 0
+        merged += row * agrees
+        used += weight * agrees
+    if election.mean:
+        merged /= used.masked_fill(used == 0, 1.0)
+    return merged
+
+
 def _number(value: float, beside: Tensor) -> Tensor:
     """A divisor on a tensor's device: there, dividing by a Python number takes its reciprocal."""
     return beside.new_full((), value)
 
 
-def _flat(tau: Tensor) -> Any:
-    return tau.view(len(tau), -1).numpy()
+def _width(tensor: Tensor) -> int:
+    """Entries in a row."""
+    return max(1, tensor.shape[-1]) if tensor.ndim else 1
 
 
-def _bits(tau: Tensor) -> Any:
-    return tau.view(len(tau), -1).view(torch.int32).numpy()
+def _source(models: Sequence[Tensor], base: Tensor | None) -> tuple[Any, list[Tensor]]:
+    """What `_loops` reads, and the tensors that have to live so long."""
+    one = len({model.dtype for model in models}) == 1
+    kept, kinds, shifts = map(
+        list, zip(*(_words(model if one else model.float()) for model in models), strict=True)
+    )
+    addresses = np.array([each.data_ptr() for each in kept], dtype=np.int64)
+    origin, kind, shift = (0, kinds[0], shifts[0])
+    if base is not None:
+        numbers, kind, shift = _words(base)
+        kept.append(numbers)
+        origin = numbers.data_ptr()
+    count = models[0].numel()
+    return (addresses, kinds[0], shifts[0], origin, kind, shift, count), kept
 
 
-def _words(tensor: Tensor) -> tuple[Any, np.uint32]:
-    """Unsigned integers that, shifted so far to the left, are a tensor's bits in float32."""
-    flat = tensor.detach().reshape(-1)
+def _words(tensor: Tensor) -> tuple[Tensor, Any, np.uint32]:
+    """Numbers side by side, and how to read them: the type and shift of `_loops`' sources."""
+    flat = tensor.detach().reshape(-1).contiguous()
     if flat.dtype == torch.bfloat16:
-        return flat.view(torch.int16).numpy().view(np.uint16), np.uint32(16)
-    return flat.float().view(torch.int32).numpy().view(np.uint32), np.uint32(0)
-
-
-def _least(tau: Tensor, low: Tensor | None) -> Any:
-    return np.zeros(len(tau), np.float32) if low is None else low.numpy()
+        return flat, np.empty(0, np.uint16), np.uint32(16)
+    return flat.float(), np.empty(0, np.uint32), np.uint32(0)
 
 
 def _floats(weights: Sequence[float]) -> Any:
     return np.asarray(weights, dtype=np.float32)
-
-
-def _keys(stream: Stream, tau: Tensor) -> Any:
-    return np.asarray(stream.keys(len(tau)), dtype=np.int64).view(np.uint64)

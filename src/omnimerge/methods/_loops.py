@@ -1,86 +1,233 @@
-"""The loops that `_kernels` compiles: plain Python over NumPy arrays, one entry at a time.
+"""The hot loops of element-wise methods, compiled by numba; `_kernels` does without where it must.
 
-`tau` is (models, entries), float32; `bits` is the same memory as int32.
+A `source` names the numbers of all models where they lie, in the type that they are stored in:
+(address per model, an empty array of their type, their shift, address of the base or 0, an empty
+array of its type, its shift, number of entries). Integers that are shifted so far to the left are
+the bits of float32 numbers. Task vectors are made of them strip by strip and never leave the cache.
 """
 # mypy: ignore-errors
 
+import inspect
+
+import numba
 import numpy as np
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 _ABS = np.int32(0x7FFFFFFF)
 _ONE, _ZERO, _HALF = np.float32(1), np.float32(0), np.float32(0.5)
 _UNIT, _TINY = np.float32(2.0**-24), np.float32(1e-12)
+_LARGEST = np.float32(np.finfo(np.float32).max)
 # Bits of a digit that is sorted by, at most.
 _DIGIT = 11
 # Entries that are worked on together, so that every inner loop is over one array.
-_STRIP = 4096
+_STRIP = 2048
 _GROUP = 16
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S27, _S30, _S31, _S40 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(40)
+# What of a task vector is left.
+EVERYTHING, A_BAND, A_DRAW = range(3)
 
 
-def differences(models, shift, origin, origin_shift, first, out):
-    """Subtract `origin` from every model, from entry `first` on.
+def _compiled(loop):
+    """Compile a loop; what checks types at run time may have wrapped it."""
+    return numba.njit(nogil=True, cache=True, error_model="numpy")(inspect.unwrap(loop))
 
-    Their integers, shifted to the left, are the bits of float32 numbers.
-    """
-    wide, base = np.empty(_STRIP, np.uint32), np.empty(_STRIP, np.uint32)
-    minuend, subtrahend = wide.view(np.float32), base.view(np.float32)
+
+@intrinsic
+def _pointer(context, address):
+    """Take an integer as an address."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@intrinsic
+def _fused(context, a, b, c):
+    """Give a · b + c, rounded once: as `torch.add` does with an `alpha`."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+@_compiled
+def _widen(address, kind, shift, begin, total, out):
+    """Read numbers as float32."""
+    words, bits = carray(_pointer(address), total, kind.dtype), out.view(np.uint32)
+    part = words[begin : begin + len(out)]
+    for i in range(len(out)):
+        bits[i] = np.uint32(part[i]) << shift
+
+
+@_compiled
+def _load(source, start, base, tau, place):
+    """Read a strip of the base, and the task vectors there: `tau` from `place` on."""
+    models, kind, shift, origin, base_kind, base_shift, total = source
+    if origin:
+        _widen(origin, base_kind, base_shift, start, total, base)
+    for t in range(len(models)):
+        strip = tau[t, place : place + len(base)]
+        _widen(models[t], kind, shift, start, total, strip)
+        if origin:
+            for i in range(len(base)):
+                strip[i] -= base[i]
+
+
+@_compiled
+def differences(source, first, out):
+    """Give the task vectors, from entry `first` on; `out` is (models, entries)."""
+    base = np.empty(_STRIP, np.float32)
     for start in range(0, out.shape[1], _STRIP):
-        count, begin = min(_STRIP, out.shape[1] - start), first + start
-        ancestor = origin[begin : begin + count]
+        count = min(_STRIP, out.shape[1] - start)
+        _load(source, first + start, base[:count], out, start)
+
+
+@_compiled
+def combine(source, weights, out):
+    """Add the weighted task vectors to the base; without one, sum the weighted models."""
+    total, has_base = source[6], source[3] != 0
+    base, tau = np.empty(_STRIP, np.float32), np.empty((len(weights), _STRIP), np.float32)
+    for start in range(0, total, _STRIP):
+        count = min(_STRIP, total - start)
+        _load(source, start, base[:count], tau, 0)
+        merged = out[start : start + count]
         for i in range(count):
-            base[i] = np.uint32(ancestor[i]) << origin_shift
-        for t, model in enumerate(models):
-            words, strip = model[begin : begin + count], out[t, start : start + count]
+            merged[i] = base[i] if has_base else weights[0] * tau[0, i]
+        for t in range(0 if has_base else 1, len(weights)):
+            weight, line = weights[t], tau[t]
             for i in range(count):
-                wide[i] = np.uint32(words[i]) << shift
-            for i in range(count):
-                strip[i] = minuend[i] - subtrahend[i]
+                merged[i] = _fused(weight, line[i], merged[i])
 
 
-def count_upper(bits, counts):
+@_compiled
+def count_upper(source, counts):
     """Count magnitudes by the upper 16 of their 31 bits."""
-    for t in range(bits.shape[0]):
-        line, counted = bits[t], counts[t]
-        for i in range(len(line)):
-            counted[(line[i] & _ABS) >> 15] += 1
+    models, total = len(source[0]), source[6]
+    base, tau = np.empty(_STRIP, np.float32), np.empty((models, _STRIP), np.float32)
+    for start in range(0, total, _STRIP):
+        count = min(_STRIP, total - start)
+        _load(source, start, base[:count], tau, 0)
+        for t in range(models):
+            line, counted = tau[t].view(np.int32), counts[t]
+            for i in range(count):
+                counted[(line[i] & _ABS) >> 15] += 1
 
 
-def count_lower(bits, bins, counts):
+@_compiled
+def count_lower(source, bins, counts):
     """Count magnitudes in one bin per rank and model by their lower 15 bits."""
-    for r in range(bins.shape[0]):
-        for t in range(bits.shape[0]):
-            wanted, line, counted = np.int32(bins[r, t]), bits[t], counts[r, t]
-            # Few are in the bin: whole groups are passed over by one vectorised look.
-            for start in range(0, len(line) - _GROUP + 1, _GROUP):
-                found = False
-                for i in range(start, start + _GROUP):
-                    found |= (line[i] & _ABS) >> 15 == wanted
-                if found:
-                    count_group(line, start, start + _GROUP, wanted, counted)
-            count_group(line, len(line) // _GROUP * _GROUP, len(line), wanted, counted)
+    models, total = len(source[0]), source[6]
+    base, tau = np.empty(_STRIP, np.float32), np.empty((models, _STRIP), np.float32)
+    for start in range(0, total, _STRIP):
+        count = min(_STRIP, total - start)
+        _load(source, start, base[:count], tau, 0)
+        for t in range(models):
+            line = tau[t, :count].view(np.int32)
+            for r in range(len(bins)):
+                _count_in_bin(line, np.int32(bins[r, t]), counts[r, t])
 
 
-def count_group(line, start, stop, wanted, counted):
-    """Count those of entries start:stop that are in a bin."""
+@_compiled
+def _count_in_bin(line, wanted, counted):
+    # Few are in the bin: whole groups are passed over by one vectorised look.
+    for start in range(0, len(line) - _GROUP + 1, _GROUP):
+        found = False
+        for i in range(start, start + _GROUP):
+            found |= (line[i] & _ABS) >> 15 == wanted
+        if found:
+            _count_group(line, start, start + _GROUP, wanted, counted)
+    _count_group(line, len(line) // _GROUP * _GROUP, len(line), wanted, counted)
+
+
+@_compiled
+def _count_group(line, start, stop, wanted, counted):
     for i in range(start, stop):
         magnitude = line[i] & _ABS
         if magnitude >> 15 == wanted:
             counted[magnitude & 0x7FFF] += 1
 
 
-def band(tau, low, high):
+@_compiled
+def count_signs(source, low, weights):
+    """How many more entries of the weighted sum are positive than negative.
+
+    Entries below `low` in magnitude, one number per model, are zero.
+    """
+    models, total, found = len(source[0]), source[6], 0
+    base, tau = np.empty(_STRIP, np.float32), np.empty((models, _STRIP), np.float32)
+    summed = np.empty(_STRIP, np.float32)
+    for start in range(0, total, _STRIP):
+        count = min(_STRIP, total - start)
+        _load(source, start, base[:count], tau, 0)
+        for t in range(models):
+            _band(tau[t, :count], low[t], np.float32(np.inf))
+        _weigh(tau, weights, summed[:count])
+        for i in range(count):
+            found += np.int32(summed[i] > _ZERO) - np.int32(summed[i] < _ZERO)
+    return found
+
+
+@_compiled
+def merge(source, left, numbers, keys, weights, elect, mean, majority, out):
+    """Sum what is left of the task vectors, weighted.
+
+    `left` tells what that is, `numbers` (low per model, high per model, first position of the
+    stream, density) and `keys` how. `elect`: sum what has the sign of the sum, or `majority` where
+    it is zero; `mean`: divide by the weights that were used.
+    """
+    low, high, offset, density = numbers
+    models, total = len(source[0]), source[6]
+    base, tau = np.empty(_STRIP, np.float32), np.empty((models, _STRIP), np.float32)
+    used = np.empty(_STRIP, np.float32)
+    for start in range(0, total, _STRIP):
+        count = min(_STRIP, total - start)
+        _load(source, start, base[:count], tau, 0)
+        for t in range(models):
+            if left == A_BAND:
+                _band(tau[t, :count], low[t], high[t])
+            elif left == A_DRAW:
+                _drop(tau[t, :count], keys[t], offset + start, density)
+        merged = out[start : start + count]
+        _weigh(tau, weights, merged)
+        if elect:
+            _elect(tau, weights, majority, mean, base, used, merged)
+
+
+@_compiled
+def merge_rows(source, numbers, keys, weights, elect, mean, out):
+    """As `merge`, of a draw by rank: `numbers` are (first position, density, epsilon, width)."""
+    offset, density, epsilon, width = numbers
+    models, total = len(source[0]), source[6]
+    base, tau = np.empty(width, np.float32), np.empty((models, width), np.float32)
+    ranks, used = np.empty(width, np.float32), np.empty(width, np.float32)
+    work, digits = np.empty((3, width), np.uint32), np.empty(1 << _DIGIT, np.uint32)
+    for start in range(0, total, width):
+        _load(source, start, base, tau, 0)
+        for t in range(models):
+            _rank(tau[t].view(np.int32), work, digits, ranks)
+            _drop_by_rank(tau[t], ranks, keys[t], offset + start, density, epsilon)
+        merged = out[start : start + width]
+        _weigh(tau, weights, merged)
+        if elect:
+            _elect(tau, weights, _ZERO, mean, base, used, merged)
+
+
+@_compiled
+def _band(line, low, high):
     """Zero what is outside of [low, high] in magnitude; NaN and infinity become NaN."""
-    for t in range(tau.shape[0]):
-        least, most = low[t], high[t]
-        for i in range(tau.shape[1]):
-            magnitude = abs(tau[t, i])
-            inside = (magnitude >= least) & (magnitude <= most)
-            tau[t, i] *= _ONE if inside else _ZERO
+    for i in range(len(line)):
+        magnitude = abs(line[i])
+        line[i] *= _ONE if (magnitude >= low) & (magnitude <= high) else _ZERO
 
 
-def uniform(key, position):
+@_compiled
+def _uniform(key, position):
     """Number in [0, 1) at a position of a stream; see `_random.Stream`."""
     word = key + np.uint64(position + 1) * _GOLDEN
     word = (word ^ (word >> _S30)) * _MIX1
@@ -89,32 +236,59 @@ def uniform(key, position):
     return np.float32(word >> _S40) * _UNIT
 
 
-def drop(tau, keys, offset, density):
+@_compiled
+def _drop(line, key, first, density):
     """Keep entries with probability `density`, divided by it."""
     divisor = density if density > _ZERO else _ONE
-    for t in range(tau.shape[0]):
-        for i in range(tau.shape[1]):
-            kept = uniform(keys[t], offset + i) < density
-            tau[t, i] = (tau[t, i] if kept else tau[t, i] * _ZERO) / divisor
+    for i in range(len(line)):
+        kept = _uniform(key, first + i) < density
+        line[i] = (line[i] if kept else line[i] * _ZERO) / divisor
 
 
-def drop_by_rank(tau, keys, offset, density, epsilon):
-    """As `drop`, for (models, rows, n), by the rank of the magnitude in its row."""
-    models, rows, width = tau.shape
-    work, counts = np.empty((3, width), np.uint32), np.empty(1 << _DIGIT, np.uint32)
-    ranks = np.empty(width, np.float32)
-    for t in range(models):
-        for row in range(rows):
-            line, first = tau[t, row], offset + row * width
-            rank_magnitudes(line.view(np.int32), work, counts, ranks)
-            for i in range(width):
-                centred = (ranks[i] + _HALF) / np.float32(width) - _HALF
-                keep = min(max(density + epsilon * centred, _ZERO), _ONE)
-                kept = uniform(keys[t], first + i) < keep
-                line[i] = line[i] * (_ONE if kept else _ZERO) / max(keep, _TINY)
+@_compiled
+def _drop_by_rank(line, ranks, key, first, density, epsilon):
+    """As `_drop`, with a probability that grows with the rank."""
+    for i in range(len(line)):
+        centred = (ranks[i] + _HALF) / np.float32(len(line)) - _HALF
+        keep = min(max(density + epsilon * centred, _ZERO), _ONE)
+        kept = _uniform(key, first + i) < keep
+        line[i] = line[i] * (_ONE if kept else _ZERO) / max(keep, _TINY)
 
 
-def rank_magnitudes(bits, work, counts, ranks):
+@_compiled
+def _weigh(tau, weights, summed):
+    """Multiply task vectors with their weights, and sum them, one after the other."""
+    for t in range(len(weights)):
+        weight, line = weights[t], tau[t]
+        for i in range(len(summed)):
+            line[i] *= weight
+            summed[i] = summed[i] + line[i] if t else line[i]
+
+
+@_compiled
+def _elect(weighted, weights, majority, mean, sign, used, merged):
+    """Replace sums by those of what has their sign, `majority` where they are zero."""
+    count, finite = len(merged), True
+    for i in range(count):
+        finite &= abs(merged[i]) <= _LARGEST
+        sign[i] = _ONE if merged[i] > _ZERO else (-_ONE if merged[i] < _ZERO else majority)
+        merged[i], used[i] = _ZERO, _ZERO
+    for t in range(len(weights)):
+        weight, line = weights[t], weighted[t]
+        for i in range(count):
+            agrees = line[i] * sign[i] > _ZERO
+            merged[i] += line[i] if agrees else _ZERO
+            used[i] += weight if agrees else _ZERO
+        if not finite:  # what is not has to show
+            for i in range(count):
+                merged[i] += line[i] * _ZERO
+    if mean:
+        for i in range(count):
+            merged[i] /= used[i] if used[i] != _ZERO else _ONE
+
+
+@_compiled
+def _rank(bits, work, counts, ranks):
     """Rank magnitudes in ascending order, equal ones by position (radix sort).
 
     Sorted by are only the bits that tell those of this row apart: differences of 16-bit numbers end
@@ -142,12 +316,13 @@ def rank_magnitudes(bits, work, counts, ranks):
     digit = (wide + digits - 1) // digits
     for d in range(digits):
         shift = np.uint32(d * digit)
-        count_before(keys, shift, counts[: 1 << digit])
-        sort_by_digit(keys, order, shift, counts[: 1 << digit], spare, ranks)
+        _count_before(keys, shift, counts[: 1 << digit])
+        _sort_by_digit(keys, order, shift, counts[: 1 << digit], spare, ranks)
         order, spare = spare, order
 
 
-def sort_by_digit(keys, order, shift, before, out, ranks):
+@_compiled
+def _sort_by_digit(keys, order, shift, before, out, ranks):
     """Sort positions by one digit of their keys, equal ones as in `order`; keep their ranks."""
     mask = np.uint32(len(before) - 1)
     for j in range(len(keys)):
@@ -158,7 +333,8 @@ def sort_by_digit(keys, order, shift, before, out, ranks):
         out[place], ranks[i] = i, np.float32(place)
 
 
-def count_before(keys, shift, counts):
+@_compiled
+def _count_before(keys, shift, counts):
     """Count the keys whose digit is smaller, for every digit."""
     mask = np.uint32(len(counts) - 1)
     counts[:] = 0
@@ -169,64 +345,3 @@ def count_before(keys, shift, counts):
         here = counts[digit]
         counts[digit] = before
         before += here
-
-
-def elected_sum(tau, low, weights, majority, mean, out):
-    """Sum what has the sign of the weighted sum; `mean`: divide by the weights that were used.
-
-    Entries below `low` in magnitude, one number per model, are zero.
-    """
-    models = tau.shape[0]
-    weighted = np.empty((models, _STRIP), np.float32)
-    elected, used = np.empty(_STRIP, np.float32), np.empty(_STRIP, np.float32)
-    for start in range(0, tau.shape[1], _STRIP):
-        count = min(_STRIP, tau.shape[1] - start)
-        for t in range(models):
-            weigh(tau[t, start : start + count], low[t], weights[t], weighted[t])
-        sum_strip(weighted, count, elected)
-        merged = out[start : start + count]
-        for i in range(count):
-            elected[i] = majority if elected[i] == _ZERO else elected[i]
-            merged[i], used[i] = _ZERO, _ZERO
-        for t in range(models):
-            weight, line = weights[t], weighted[t]
-            for i in range(count):
-                # Signs are compared, not a product: that of tiny numbers may vanish.
-                agrees = ((line[i] > _ZERO) & (elected[i] > _ZERO)) | (
-                    (line[i] < _ZERO) & (elected[i] < _ZERO)
-                )
-                merged[i] += line[i] if agrees else line[i] * _ZERO
-                used[i] += weight if agrees else _ZERO
-        if mean:
-            for i in range(count):
-                merged[i] /= used[i] if used[i] != _ZERO else _ONE
-
-
-def count_signs(tau, low, weights):
-    """How many more entries of the weighted sum are positive than negative; see `elected_sum`."""
-    models, found = tau.shape[0], 0
-    weighted, total = np.empty((models, _STRIP), np.float32), np.empty(_STRIP, np.float32)
-    for start in range(0, tau.shape[1], _STRIP):
-        count = min(_STRIP, tau.shape[1] - start)
-        for t in range(models):
-            weigh(tau[t, start : start + count], low[t], weights[t], weighted[t])
-        sum_strip(weighted, count, total)
-        for i in range(count):
-            found += np.int32(total[i] > _ZERO) - np.int32(total[i] < _ZERO)
-    return found
-
-
-def weigh(line, low, weight, out):
-    """Multiply entries with their model's weight; those below `low` in magnitude are zero."""
-    for i in range(len(line)):
-        out[i] = weight * (line[i] * (_ONE if abs(line[i]) >= low else _ZERO))
-
-
-def sum_strip(weighted, count, total):
-    """Sum the models' entries up to a number of them; one model after the other."""
-    for i in range(count):
-        total[i] = weighted[0, i]
-    for t in range(1, weighted.shape[0]):
-        line = weighted[t]
-        for i in range(count):
-            total[i] += line[i]

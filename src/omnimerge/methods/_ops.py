@@ -16,7 +16,7 @@ from omnimerge.methods._kernels import kernels
 def weighted_sum(
     tensors: Sequence[Float[Tensor, "*shape"]], weights: Sequence[float]
 ) -> Float[Tensor, "*shape"]:
-    """Return Σ_t w_t x_t in float32, one tensor at a time so that nothing is stacked.
+    """Return Σ_t w_t x_t in float32, one tensor after the other; nothing is stacked.
 
     Args:
         tensors: x_t, in any floating-point dtype.
@@ -25,10 +25,7 @@ def weighted_sum(
     Returns:
         The sum: float32, a new tensor.
     """
-    total = torch.mul(tensors[0].float(), weights[0])
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total.add_(tensor.float(), alpha=weight)
-    return total
+    return kernels(tensors[0]).combine(tensors, None, weights)
 
 
 def equal_weights(weights: Sequence[float] | None, count: int) -> Sequence[float]:
@@ -58,7 +55,7 @@ def task_vectors(
     """
     held = torch.empty(len(models) * base.numel(), device=base.device)
     for _ in kernels(base).differences(models, base, max(1, base.numel()), held):
-        pass  # one step: all entries
+        pass  # one block: all entries
     return held.view(len(models), *base.shape)
 
 

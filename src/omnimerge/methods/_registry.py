@@ -67,6 +67,8 @@ class MergeMethod:
         adapters_only: whether it merges nothing but LoRA adapters.
         exact: whether it gives the same bits on every device: nothing but sums, products and
             comparisons of float32 numbers, entry by entry.
+        fused: whether it takes tensors in the dtypes that they are stored in, and slices of any
+            length at once: it leaves all to `kernels`, which need no float32 copies.
     """
 
     name: str
@@ -85,6 +87,7 @@ class MergeMethod:
     low_rank: Literal["joint", "columns"] | LowRankFn | None
     adapters_only: bool
     exact: bool
+    fused: bool
 
     @property
     def random(self) -> bool:
@@ -263,6 +266,7 @@ def merge_method(
     low_rank: Literal["joint", "columns"] | LowRankFn | None = None,
     adapters_only: bool = False,
     exact: bool = True,
+    fused: bool = False,
 ) -> Callable[[MergeFn], MergeFn]:
     """Register a pure tensor function as the merge method `name`.
 
@@ -285,6 +289,7 @@ def merge_method(
         adapters_only: whether it merges nothing but LoRA adapters.
         exact: false for what sums or takes functions that devices round differently; a method on
             `whole` tensors never is.
+        fused: whether it takes tensors as they are stored; see `MergeMethod`.
 
     Returns:
         A decorator that registers the function and hands it back.
@@ -317,6 +322,7 @@ def merge_method(
             low_rank=low_rank,
             adapters_only=adapters_only,
             exact=exact and slices != "whole",
+            fused=fused,
         )
         return fn
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._kernels import kernels
+from omnimerge.methods._kernels import block_of, kernels
 from omnimerge.methods._ops import equal_weights
 
 Scope = Literal["tensor", "model"]
-# Entries whose float32 operands stay in a core's cache together.
-_BLOCK = 1 << 15
+Ranked = tuple[Sequence[Tensor], Tensor | None]
+"""Tensors, and what is subtracted from each of them."""
 
 
 @runtime_checkable
@@ -85,11 +85,7 @@ def task_vector_blocks(models: Sequence[Tensor], base: Tensor | None) -> Iterato
     """
     if base is None:
         raise MethodError("statistics of task vectors need a base")
-    # On an accelerator there is no cache to stay in, and every call costs.
-    step = max(1, base.numel() if base.device.type != "cpu" else min(_BLOCK, base.numel()))
-    # Memory that is used again: fresh tensors cost more in page faults than the arithmetic does.
-    held = torch.empty(len(models) * step, device=base.device)
-    yield from kernels(base).differences(models, base, step, held)
+    yield from kernels(base).differences(models, base, *block_of(models))
 
 
 class Magnitudes:
@@ -120,16 +116,18 @@ class Magnitudes:
         """Count magnitudes by their upper bits (pass 0), or by their lower in the bins (pass 1)."""
         shape = self._upper.shape if number == 0 else (*self._bins.shape, 1 << 15)
         counts = torch.zeros(shape, dtype=torch.int64, device=models[0].device)
-        for rows in self.rows(models, base):
+        for ranked, origin in self.ranked(models, base):
             if number == 0:
-                kernels(rows).count_upper(rows, counts)
+                kernels(models[0]).count_upper(ranked, origin, counts)
             else:
-                kernels(rows).count_lower(rows, self._bins, counts)
+                kernels(models[0]).count_lower(ranked, origin, self._bins, counts)
         return counts.cpu()
 
-    def rows(self, models: Sequence[Tensor], base: Tensor | None) -> Iterator[Tensor]:
-        """Give what is ranked, block by block: the task vectors, or what a method overrides."""
-        return task_vector_blocks(models, base)
+    def ranked(self, models: Sequence[Tensor], base: Tensor | None) -> Iterator[Ranked]:
+        """Give what is ranked: the task vectors, or, piece by piece, what a method overrides."""
+        if base is None:
+            raise MethodError("statistics of task vectors need a base")
+        yield models, base
 
     def add(self, number: int, measured: Tensor) -> None:
         """Sum the counts."""
@@ -176,10 +174,8 @@ class Trimming(Magnitudes):
         """Count magnitudes (passes 0 and 1), or the signs of the trimmed sum (pass 2)."""
         if number < 2:
             return super().measure(number, models, base)
-        signs = 0
-        for tau in task_vector_blocks(models, base):
-            signs += kernels(tau).count_signs(tau, self._weights, self.thresholds[0])
-        return torch.tensor(signs)
+        low = self.thresholds[0]
+        return torch.tensor(kernels(models[0]).count_signs(models, base, self._weights, low))
 
     def add(self, number: int, measured: Tensor) -> None:
         """Sum what was counted."""

@@ -18,6 +18,7 @@ from omnimerge.methods._registry import merge_method
     family="interpolation",
     takes_target=True,
     slices="entries",
+    fused=True,
     select="language_model",
     models=(2, None),
 )

@@ -10,7 +10,11 @@ from omnimerge.methods._registry import merge_method
 
 
 @merge_method(
-    "average", paper="https://arxiv.org/abs/2203.05482", family="interpolation", slices="entries"
+    "average",
+    paper="https://arxiv.org/abs/2203.05482",
+    family="interpolation",
+    slices="entries",
+    fused=True,
 )
 def average(
     models: Sequence[Float[Tensor, "*shape"]],

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._kernels import kernels
-from omnimerge.methods._ops import equal_weights, task_vectors
+from omnimerge.methods._kernels import Band, Election, kernels
+from omnimerge.methods._ops import equal_weights
 from omnimerge.methods._params import Range
 from omnimerge.methods._registry import merge_method
 from omnimerge.methods._statistics import Magnitudes, gather
@@ -41,6 +41,7 @@ class _Crumbs(Magnitudes):
     family="task vectors",
     needs_base=True,
     slices="entries",
+    fused=True,
     statistics=_Crumbs,
 )
 def breadcrumbs(
@@ -89,8 +90,8 @@ def breadcrumbs(
     shares = equal_weights(weights, len(models))
     if normalize and sum(shares) == 0:
         raise MethodError("breadcrumbs: the weights sum to zero; set normalize: false")
-    tau = _kept(models, base, density, gamma, statistics)
-    merged = kernels(tau).weighted_sum(tau, shares)
+    left = _kept(models, base, density, gamma, statistics)
+    merged = kernels(base).merge(models, base, shares, left)
     return base.float().add(merged, alpha=scale / sum(shares) if normalize else scale)
 
 
@@ -100,6 +101,7 @@ def breadcrumbs(
     family="task vectors",
     needs_base=True,
     slices="entries",
+    fused=True,
     statistics=_Crumbs,
 )
 def breadcrumbs_ties(
@@ -142,8 +144,9 @@ def breadcrumbs_ties(
     """
     if base is None:
         raise MethodError("breadcrumbs_ties works on task vectors and needs a base")
-    tau = _kept(models, base, density, gamma, statistics)
-    merged = kernels(tau).elected_sum(tau, equal_weights(weights, len(models)), mean=normalize)
+    shares = equal_weights(weights, len(models))
+    left = _kept(models, base, density, gamma, statistics)
+    merged = kernels(base).merge(models, base, shares, left, Election(mean=normalize))
     return base.float().add(merged, alpha=scale)
 
 
@@ -153,12 +156,10 @@ def _kept(
     density: float,
     gamma: float,
     statistics: _Crumbs | None,
-) -> Tensor:
-    """The task vectors without their largest and smallest entries."""
+) -> Band:
+    """All but the largest and smallest entries."""
     if statistics is None:
         statistics = _Crumbs(len(models), {"density": density, "gamma": gamma})
         gather(statistics, lambda: [(models, base)])
-    tau = task_vectors(models, base)
     high, low = statistics.thresholds
-    kernels(tau).band(tau, low, high)
-    return tau
+    return Band(low, high)

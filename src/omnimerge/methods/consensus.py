@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._kernels import kernels
+from omnimerge.methods._kernels import Band, Election, kernels
 from omnimerge.methods._ops import equal_weights, task_vectors
 from omnimerge.methods._params import Range
 from omnimerge.methods._registry import merge_method
@@ -123,14 +123,14 @@ def consensus_ties(
         known = {"density": density, "threshold_scope": threshold_scope, "weights": weights}
         statistics = Trimming(len(models), known)
         gather(statistics, lambda: [(models, base)])
-    tau = task_vectors(models, base)
-    merged = kernels(tau).elected_sum(
-        tau,
+    merged = kernels(base).merge(
+        models,
+        base,
         equal_weights(weights, len(models)),
-        mean=False,
-        majority=statistics.majority,
-        low=statistics.thresholds[0],
+        Band(statistics.thresholds[0]),
+        Election(mean=False, majority=statistics.majority),
     )
+    tau = task_vectors(models, base)
     return base.float() + scale * _agreed(tau, merged, threshold, consensus)
 
 

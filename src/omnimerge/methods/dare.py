@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._kernels import kernels
-from omnimerge.methods._ops import equal_weights, task_vectors
+from omnimerge.methods._kernels import Draw, Election, kernels
+from omnimerge.methods._ops import equal_weights
 from omnimerge.methods._params import Range
 from omnimerge.methods._random import Stream
 from omnimerge.methods._registry import merge_method
@@ -16,7 +16,14 @@ from omnimerge.methods._registry import merge_method
 _PAPER = "https://arxiv.org/abs/2311.03099"
 
 
-@merge_method("dare_linear", paper=_PAPER, family="task vectors", needs_base=True, slices="entries")
+@merge_method(
+    "dare_linear",
+    paper=_PAPER,
+    family="task vectors",
+    needs_base=True,
+    slices="entries",
+    fused=True,
+)
 def dare_linear(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -55,12 +62,19 @@ def dare_linear(
     """
     if base is None:
         raise MethodError("dare_linear works on task vectors and needs a base")
-    tau = _dropped(models, base, density, stream)
-    merged = kernels(tau).weighted_sum(tau, equal_weights(weights, len(models)))
+    left, shares = Draw(stream or Stream.of(0, ""), density), equal_weights(weights, len(models))
+    merged = kernels(base).merge(models, base, shares, left)
     return base.float().add(merged, alpha=scale)
 
 
-@merge_method("drop_linear", paper=_PAPER, family="task vectors", needs_base=True, slices="entries")
+@merge_method(
+    "drop_linear",
+    paper=_PAPER,
+    family="task vectors",
+    needs_base=True,
+    slices="entries",
+    fused=True,
+)
 def drop_linear(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -95,12 +109,14 @@ def drop_linear(
     """
     if base is None:
         raise MethodError("drop_linear works on task vectors and needs a base")
-    tau = _dropped(models, base, density, stream)
-    merged = kernels(tau).weighted_sum(tau, [1 / len(models)] * len(models))
+    left, shares = Draw(stream or Stream.of(0, ""), density), [1 / len(models)] * len(models)
+    merged = kernels(base).merge(models, base, shares, left)
     return base.float().add(merged, alpha=scale)
 
 
-@merge_method("dare_ties", paper=_PAPER, family="task vectors", needs_base=True, slices="entries")
+@merge_method(
+    "dare_ties", paper=_PAPER, family="task vectors", needs_base=True, slices="entries", fused=True
+)
 def dare_ties(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -142,17 +158,6 @@ def dare_ties(
     """
     if base is None:
         raise MethodError("dare_ties works on task vectors and needs a base")
-    tau = _dropped(models, base, density, stream)
-    merged = kernels(tau).elected_sum(
-        tau, equal_weights(weights, len(models)), mean=merge == "mean"
-    )
+    left, shares = Draw(stream or Stream.of(0, ""), density), equal_weights(weights, len(models))
+    merged = kernels(base).merge(models, base, shares, left, Election(merge == "mean"))
     return base.float().add(merged, alpha=scale)
-
-
-def _dropped(
-    models: Sequence[Tensor], base: Tensor, density: float, stream: Stream | None
-) -> Tensor:
-    """The task vectors, each entry kept with probability `density` and divided by it."""
-    tau = task_vectors(models, base)
-    kernels(tau).drop(tau, stream or Stream.of(0, ""), density)
-    return tau

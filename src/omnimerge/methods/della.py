@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._kernels import kernels
-from omnimerge.methods._ops import equal_weights, task_vectors
+from omnimerge.methods._kernels import Draw, DrawByRank, Election, kernels
+from omnimerge.methods._ops import equal_weights
 from omnimerge.methods._params import Range
 from omnimerge.methods._random import Stream
 from omnimerge.methods._registry import merge_method
@@ -16,7 +16,9 @@ from omnimerge.methods._registry import merge_method
 _PAPER = "https://arxiv.org/abs/2406.11617"
 
 
-@merge_method("della", paper=_PAPER, family="task vectors", needs_base=True, slices="rows")
+@merge_method(
+    "della", paper=_PAPER, family="task vectors", needs_base=True, slices="rows", fused=True
+)
 def della(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -65,14 +67,14 @@ def della(
     """
     if base is None:
         raise MethodError("della works on task vectors and needs a base")
-    tau = _magprune(models, base, density, epsilon, stream)
-    merged = kernels(tau).elected_sum(
-        tau, equal_weights(weights, len(models)), mean=merge == "mean"
-    )
-    return base.float().add(merged.reshape(base.shape), alpha=scale)
+    left, shares = _magprune(density, epsilon, stream), equal_weights(weights, len(models))
+    merged = kernels(base).merge(models, base, shares, left, Election(merge == "mean"))
+    return base.float().add(merged, alpha=scale)
 
 
-@merge_method("della_linear", paper=_PAPER, family="task vectors", needs_base=True, slices="rows")
+@merge_method(
+    "della_linear", paper=_PAPER, family="task vectors", needs_base=True, slices="rows", fused=True
+)
 def della_linear(
     models: Sequence[Float[Tensor, "*shape"]],
     base: Float[Tensor, "*shape"] | None = None,
@@ -110,18 +112,12 @@ def della_linear(
     """
     if base is None:
         raise MethodError("della_linear works on task vectors and needs a base")
-    tau = _magprune(models, base, density, epsilon, stream)
-    merged = kernels(tau).weighted_sum(tau, equal_weights(weights, len(models)))
-    return base.float().add(merged.reshape(base.shape), alpha=scale)
+    left, shares = _magprune(density, epsilon, stream), equal_weights(weights, len(models))
+    merged = kernels(base).merge(models, base, shares, left)
+    return base.float().add(merged, alpha=scale)
 
 
-def _magprune(
-    models: Sequence[Tensor], base: Tensor, density: float, epsilon: float, stream: Stream | None
-) -> Tensor:
-    """The task vectors, as (models, rows, n), pruned by the rank of entries in their rows."""
-    width = base.shape[-1] if base.ndim else 1
-    tau = task_vectors(models, base).reshape(len(models), -1, max(1, width))
-    if density == 0:
-        return tau.mul_(0)
-    kernels(tau).drop_by_rank(tau, stream or Stream.of(0, ""), density, epsilon)
-    return tau
+def _magprune(density: float, epsilon: float, stream: Stream | None) -> Draw | DrawByRank:
+    """How entries are dropped; where none is kept on average, all are dropped."""
+    drawn = stream or Stream.of(0, "")
+    return DrawByRank(drawn, density, epsilon) if density else Draw(drawn, density)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._kernels import kernels
+from omnimerge.methods._kernels import Band, Draw, Election, Left, kernels
 from omnimerge.methods._ops import equal_weights, is_matrix, significant, task_vectors
 from omnimerge.methods._params import Range
 from omnimerge.methods._random import Stream
@@ -96,13 +96,13 @@ def _ties(
     stream: Stream | None,
 ) -> Tensor:
     """Sparsify the parts, (models, rank, n), elect signs, and average what agrees."""
-    majority, low = 0.0, None
+    models, shares = list(parts), equal_weights(weights, len(parts))
     if inner == "ties":
         rule = {"density": density, "threshold_scope": "exact", "weights": weights}
         trimming = Trimming(len(parts), rule)
-        gather(trimming, lambda: [(list(parts), torch.zeros_like(parts[0]))])
-        majority, low = trimming.majority, trimming.thresholds[0]
+        gather(trimming, lambda: [(models, torch.zeros_like(parts[0]))])
+        left: Left = Band(trimming.thresholds[0])
+        election = Election(mean=True, majority=trimming.majority)
     else:
-        kernels(parts).drop(parts, stream or Stream.of(0, ""), density)
-    shares = equal_weights(weights, len(parts))
-    return kernels(parts).elected_sum(parts, shares, mean=True, majority=majority, low=low)
+        left, election = Draw(stream or Stream.of(0, ""), density), Election(mean=True)
+    return kernels(parts).merge(models, None, shares, left, election)

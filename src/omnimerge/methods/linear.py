@@ -13,7 +13,11 @@ from omnimerge.methods._registry import merge_method
 
 
 @merge_method(
-    "linear", paper="https://arxiv.org/abs/2203.05482", family="interpolation", slices="entries"
+    "linear",
+    paper="https://arxiv.org/abs/2203.05482",
+    family="interpolation",
+    slices="entries",
+    fused=True,
 )
 def linear(
     models: Sequence[Float[Tensor, "*shape"]],

@@ -18,6 +18,7 @@ from omnimerge.methods._registry import merge_method
     family="task vectors",
     needs_base=True,
     slices="entries",
+    fused=True,
 )
 def lines(
     models: Sequence[Float[Tensor, "*shape"]],

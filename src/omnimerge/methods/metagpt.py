@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._ops import task_vectors
+from omnimerge.methods._kernels import kernels
 from omnimerge.methods._params import Range
 from omnimerge.methods._registry import merge_method
 from omnimerge.methods._statistics import Scope, gather, task_vector_blocks
@@ -43,6 +43,7 @@ class _SquaredNorms:
     family="task vectors",
     needs_base=True,
     slices="entries",
+    fused=True,
     statistics=_SquaredNorms,
 )
 def metagpt(
@@ -81,7 +82,4 @@ def metagpt(
         statistics = _SquaredNorms(len(models), {})
         gather(statistics, lambda: [(models, base)])
     shares = statistics.values / statistics.values.sum().clamp(min=1e-300)
-    merged = base.float().clone()
-    for tau, share in zip(task_vectors(models, base), shares.tolist(), strict=True):
-        merged.add_(tau, alpha=scale * share)
-    return merged
+    return kernels(base).combine(models, base, [scale * share for share in shares.tolist()])

@@ -11,7 +11,7 @@ from omnimerge.errors import MethodError
 from omnimerge.methods._ops import task_vectors
 from omnimerge.methods._params import Range
 from omnimerge.methods._registry import merge_method
-from omnimerge.methods._statistics import Magnitudes, Scope, gather, task_vector_blocks
+from omnimerge.methods._statistics import Magnitudes, Ranked, Scope, gather, task_vector_blocks
 
 # Share of the entries at either end of the magnitudes that are clipped.
 _CLIPPED = 1e-4
@@ -74,11 +74,11 @@ class _Scores(Magnitudes):
 
     of: _Competition
 
-    def rows(self, models: Sequence[Tensor], base: Tensor | None) -> Iterator[Tensor]:
+    def ranked(self, models: Sequence[Tensor], base: Tensor | None) -> Iterator[Ranked]:
         """Give the positive parts of all models, then the negative ones."""
         for tau in task_vector_blocks(models, base):
             scores = self.of.scores(tau)
-            yield torch.cat([scores.clamp(min=0), (-scores).clamp(min=0)])
+            yield [*scores.clamp(min=0), *(-scores).clamp(min=0)], None
 
     def limits(self) -> tuple[Tensor, Tensor]:
         """The largest score and the smallest one that is kept, per model."""

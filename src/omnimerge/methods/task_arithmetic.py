@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
+from omnimerge.methods._kernels import kernels
 from omnimerge.methods._ops import equal_weights
 from omnimerge.methods._params import Range
 from omnimerge.methods._registry import merge_method
@@ -19,6 +19,7 @@ from omnimerge.methods._registry import merge_method
     family="task vectors",
     needs_base=True,
     slices="entries",
+    fused=True,
 )
 def task_arithmetic(
     models: Sequence[Float[Tensor, "*shape"]],
@@ -54,9 +55,4 @@ def task_arithmetic(
         raise MethodError("task_arithmetic works on task vectors and needs a base")
     shares = equal_weights(weights, len(models))
     # Differences first, so that what a model did not change cancels exactly.
-    origin = base.float()
-    merged, difference = torch.empty_like(origin), torch.empty_like(origin)
-    for number, (model, weight) in enumerate(zip(models, shares, strict=True)):
-        torch.sub(model.float(), origin, out=difference)
-        torch.add(merged if number else origin, difference, alpha=scale * weight, out=merged)
-    return merged
+    return kernels(base).combine(models, base, [scale * weight for weight in shares])

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omnimerge.errors import MethodError
-from omnimerge.methods._kernels import kernels
-from omnimerge.methods._ops import equal_weights, task_vectors
+from omnimerge.methods._kernels import Band, Election, kernels
+from omnimerge.methods._ops import equal_weights
 from omnimerge.methods._params import Range
 from omnimerge.methods._registry import merge_method
 from omnimerge.methods._statistics import Trimming, gather
@@ -20,6 +20,7 @@ from omnimerge.methods._statistics import Trimming, gather
     family="task vectors",
     needs_base=True,
     slices="entries",
+    fused=True,
     statistics=Trimming,
 )
 def ties(
@@ -72,12 +73,11 @@ def ties(
         known = {"density": density, "threshold_scope": threshold_scope, "weights": weights}
         statistics = Trimming(len(models), known)
         gather(statistics, lambda: [(models, base)])
-    tau = task_vectors(models, base)
-    merged = kernels(tau).elected_sum(
-        tau,
+    merged = kernels(base).merge(
+        models,
+        base,
         equal_weights(weights, len(models)),
-        mean=merge == "mean",
-        majority=statistics.majority,
-        low=statistics.thresholds[0],
+        Band(statistics.thresholds[0]),
+        Election(merge == "mean", statistics.majority),
     )
     return base.float().add(merged, alpha=scale)
