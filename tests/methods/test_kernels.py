@@ -129,16 +129,31 @@ def test_tensors_that_are_not_contiguous():
 
 def test_counts(tau):
     models = list(tau)
-    upper = [torch.zeros(3, 1 << 16, dtype=torch.int64) for _ in range(2)]
+    models[1] = models[1].bfloat16().float()  # the lower bits are zero
+    upper = [torch.zeros(3, 1 << 17, dtype=torch.int64) for _ in range(2)]
     for kernels, counts in zip((Plain(), Compiled()), upper, strict=True):
         kernels.count_upper(models, None, counts)
-    assert torch.equal(*upper) and int(upper[0].sum()) == tau.numel()
-    bins = upper[0].argmax(dim=1).repeat(2, 1)
+    assert torch.equal(*upper) and upper[0].sum(dim=1).tolist() == [tau[0].numel()] * 3
+    whole = [int((model.view(torch.int32) & 0x7FFF == 0).sum()) for model in models]
+    assert upper[0][:, ::2].sum(dim=1).tolist() == whole and whole[1] == tau[0].numel()
+    bins = upper[0].view(3, -1, 2).sum(dim=2).argmax(dim=1).repeat(2, 1)
+    bins[1, 1] = -1
     lower = [torch.zeros(2, 3, 1 << 15, dtype=torch.int64) for _ in range(2)]
     for kernels, counts in zip((Plain(), Compiled()), lower, strict=True):
         kernels.count_lower(models, None, bins, counts)
     assert torch.equal(*lower)
-    assert torch.equal(lower[0].sum(dim=2), upper[0].amax(dim=1).repeat(2, 1))
+    expected = upper[0].view(3, -1, 2).sum(dim=2).amax(dim=1).repeat(2, 1)
+    expected[1, 1] = 0
+    assert torch.equal(lower[0].sum(dim=2), expected)
+
+
+def test_a_second_look_is_taken_only_where_it_tells_more():
+    for dtype, idle in ((torch.bfloat16, True), (torch.float32, False)):
+        model = torch.arange(1.0, 200.0).mul(1 / 3).to(dtype)
+        counted = Magnitudes(1, lambda n: [n // 5], "tensor")
+        gather(counted, lambda: [([model], torch.zeros_like(model))])  # noqa: B023 called at once
+        assert counted.idle(1) == idle
+        assert counted.thresholds.item() == kth_magnitude(model.float(), 199 // 5)
 
 
 @pytest.mark.parametrize("kernels", [Plain(), Compiled()], ids=["plain", "compiled"])

@@ -55,7 +55,7 @@ def model_statistics(
         return None
     measured = measured or _by_threads(plan, held, memory)
     for number in range(known.passes):
-        for each in measured(known, number):
+        for each in measured(known, number) if not known.idle(number) else ():
             known.add(number, each)
         _close(known, number, "a merged tensor")
     return known
@@ -85,15 +85,26 @@ def measure_all(statistics: Statistics, number: int, slices: Sequence[Slice]) ->
     Returns:
         Measurements to add, in order: of counts, which are exact in any order, the sum alone.
     """
-    found: list[Tensor] = []
-    buffers: Buffers = {}
+    return list(_all_measured(statistics, number, slices, {}))
+
+
+def _all_measured(
+    statistics: Statistics,
+    number: int,
+    slices: Iterable[Slice],
+    buffers: Buffers,
+    held: Held | None = None,
+    lane: Lane | None = None,
+) -> Iterator[Tensor]:
+    counts = None
     for each in slices:
-        now = _measured(statistics, number, each, buffers)
-        if found and not now.is_floating_point():
-            found[0] = found[0] + now
+        measured = _measured(statistics, number, each, buffers, held, lane, counts)
+        if measured.is_floating_point():
+            yield measured
         else:
-            found.append(now)
-    return found
+            counts = measured
+    if counts is not None:
+        yield counts
 
 
 def _by_threads(plan: MergePlan, held: Held | None, memory: int | None) -> Pass:
@@ -143,8 +154,9 @@ def tensor_statistics(
     if known is None or known.scope == "model":
         return None
     for number in range(known.passes):
-        for each in _slices(job):
-            known.add(number, _measured(known, number, each, buffers, held, lane))
+        slices = _slices(job) if not known.idle(number) else ()
+        for each in _all_measured(known, number, slices, buffers, held, lane):
+            known.add(number, each)
         _close(known, number, f"tensor {job.output.name!r}")
     return known
 
@@ -156,6 +168,7 @@ def _measured(
     buffers: Buffers,
     held: Held | None = None,
     lane: Lane | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     job, start, stop = each
 
@@ -171,7 +184,7 @@ def _measured(
 
     models = [read(n, checkpoint, name) for n, (checkpoint, name) in enumerate(job.sources)]
     base = read(len(models), *job.base) if job.base else None
-    return statistics.measure(number, models, base)
+    return statistics.measure(number, models, base, counts)
 
 
 def buffer(

@@ -23,6 +23,10 @@ MEMORY = 10**9
 """Default of `LocalExecutor`: bytes for the buffers of all threads."""
 
 
+# A task of more than this part of the output is done before the others.
+_LARGE = 32
+
+
 class LocalExecutor:
     """Threads of this process. See `Executor`.
 
@@ -117,7 +121,10 @@ class Todo:
         elements: int = CHUNK_ELEMENTS,
     ) -> None:
         self._plan, self._writer = plan, writer
-        self._tasks = tasks_left(plan, writer, elements)
+        # In file order, but for the largest: the last one would keep one thread, alone.
+        tasks = list(tasks_left(plan, writer, elements))
+        late = plan.bytes_to_write // _LARGE
+        self._tasks = iter(sorted(tasks, key=lambda task: min(0, late - _nbytes(task))))
         self._lock = threading.Lock()
         self.anything = writer.resumed < plan.bytes_to_write
         self.ended = threading.Event()
@@ -185,3 +192,8 @@ class Todo:
             except BaseException:  # KeyboardInterrupt too: let the workers end
                 self.ended.set()
                 raise
+
+
+def _nbytes(task: Task) -> int:
+    """Bytes that a task writes."""
+    return sum(stop - start for start, stop in task.slices) * item_size(task.job.output.dtype)

@@ -110,15 +110,22 @@ class Plain:
         return total
 
     def count_upper(self, models: Sequence[Tensor], base: Tensor | None, counts: Tensor) -> None:
-        """Count magnitudes by the upper 16 of their 31 bits in counts, (models, 2^16)."""
+        """Count magnitudes by the upper 16 of their 31 bits, and whether the lower are zero.
+
+        In counts, (models, 2^17): a pair for every value of the upper bits, lower ones zero first.
+        """
         for tau in self._blocks(models, base):
             for t, row in enumerate(tau.abs().view(torch.int32)):
-                counts[t] += torch.bincount(row >> 15, minlength=1 << 16)
+                place = (row >> 15) * 2 + ((row & 0x7FFF) != 0)
+                counts[t] += torch.bincount(place, minlength=1 << 17)
 
     def count_lower(
         self, models: Sequence[Tensor], base: Tensor | None, bins: Tensor, counts: Tensor
     ) -> None:
-        """Count those in `bins`, (ranks, models), by their lower bits, (ranks, models, 2^15)."""
+        """Count those in `bins`, (ranks, models), by their lower bits, (ranks, models, 2^15).
+
+        A bin of -1 holds none.
+        """
         for tau in self._blocks(models, base):
             for t, row in enumerate(tau.abs().view(torch.int32)):
                 for r in range(len(bins)):

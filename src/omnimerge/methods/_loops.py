@@ -107,7 +107,7 @@ def combine(source, weights, out):
 
 @_compiled
 def count_upper(source, counts):
-    """Count magnitudes by the upper 16 of their 31 bits."""
+    """Count magnitudes by the upper 16 of their 31 bits, and whether the lower are zero."""
     models, total = len(source[0]), source[6]
     base, tau = np.empty(_STRIP, np.float32), np.empty((models, _STRIP), np.float32)
     for start in range(0, total, _STRIP):
@@ -116,7 +116,8 @@ def count_upper(source, counts):
         for t in range(models):
             line, counted = tau[t].view(np.int32), counts[t]
             for i in range(count):
-                counted[(line[i] & _ABS) >> 15] += 1
+                magnitude = line[i] & _ABS
+                counted[((magnitude >> 15) << 1) | np.int32((magnitude & 0x7FFF) != 0)] += 1
 
 
 @_compiled
@@ -130,7 +131,8 @@ def count_lower(source, bins, counts):
         for t in range(models):
             line = tau[t, :count].view(np.int32)
             for r in range(len(bins)):
-                _count_in_bin(line, np.int32(bins[r, t]), counts[r, t])
+                if bins[r, t] >= 0:
+                    _count_in_bin(line, np.int32(bins[r, t]), counts[r, t])
 
 
 @_compiled

@@ -26,13 +26,31 @@ class Statistics(Protocol):
     scope: Scope
     passes: int
 
-    def measure(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> Tensor:
+    def idle(self, number: int) -> bool:
+        """Tell whether a pass, those before it being closed, has nothing to find out.
+
+        Args:
+            number: which pass.
+
+        Returns:
+            True if `measure` need not be called; `close` is.
+        """
+
+    def measure(
+        self,
+        number: int,
+        models: Sequence[Tensor],
+        base: Tensor | None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
         """Look at one tensor, or a slice of one.
 
         Args:
             number: which pass this is, from 0.
             models: one tensor per model, of any floating-point dtype.
             base: the common ancestor's tensor.
+            counts: an earlier measurement of the pass. Integers are counted on in it; numbers of
+                another kind are left alone.
 
         Returns:
             What `add` needs; of one shape and dtype throughout a pass. Integers are counts: `add`
@@ -65,7 +83,7 @@ def gather(
         tensors: called once per pass; gives (models, base) for every tensor.
     """
     for number in range(statistics.passes):
-        for models, base in tensors():
+        for models, base in tensors() if not statistics.idle(number) else ():
             statistics.add(number, statistics.measure(number, models, base))
         statistics.close(number)
 
@@ -93,6 +111,8 @@ class Magnitudes:
 
     float32 magnitudes are ordered as their bit patterns are, so a first histogram over the upper 16
     of their 31 bits finds the bin that holds the wanted one, a second the value within that bin.
+    The first also tells the bin's smallest value, whose other bits are zero, from the rest: where
+    it is the wanted one, as for most differences of bfloat16 numbers, the second is not needed.
 
     Args:
         models: number of models.
@@ -106,22 +126,33 @@ class Magnitudes:
     def __init__(self, models: int, ranks: Callable[[int], Sequence[int]], scope: Scope) -> None:
         self.scope = scope
         self._ranks = ranks
-        self._upper = torch.zeros(models, 1 << 16, dtype=torch.int64)
+        self._upper = torch.zeros(models, 1 << 17, dtype=torch.int64)
         self._lower = torch.zeros(0)
         self._bins = torch.zeros(0)
-        self._within: list[list[int]] = []
+        self._within: dict[tuple[int, int], int] = {}
         self.thresholds = torch.zeros(0)
 
-    def measure(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> Tensor:
+    def idle(self, number: int) -> bool:
+        """Whether the first pass has told all."""
+        return number == 1 and bool((self._bins == _NONE).all())
+
+    def measure(
+        self,
+        number: int,
+        models: Sequence[Tensor],
+        base: Tensor | None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
         """Count magnitudes by their upper bits (pass 0), or by their lower in the bins (pass 1)."""
-        shape = self._upper.shape if number == 0 else (*self._bins.shape, 1 << 15)
-        counts = torch.zeros(shape, dtype=torch.int64, device=models[0].device)
+        if counts is None:
+            shape = self._upper.shape if number == 0 else self._lower.shape
+            counts = torch.zeros(shape, dtype=torch.int64, device=models[0].device)
         for ranked, origin in self.ranked(models, base):
             if number == 0:
                 kernels(models[0]).count_upper(ranked, origin, counts)
             else:
                 kernels(models[0]).count_lower(ranked, origin, self._bins, counts)
-        return counts.cpu()
+        return counts
 
     def ranked(self, models: Sequence[Tensor], base: Tensor | None) -> Iterator[Ranked]:
         """Give what is ranked: the task vectors, or, piece by piece, what a method overrides."""
@@ -131,7 +162,7 @@ class Magnitudes:
 
     def add(self, number: int, measured: Tensor) -> None:
         """Sum the counts."""
-        (self._upper if number == 0 else self._lower).add_(measured)
+        (self._upper if number == 0 else self._lower).add_(measured.cpu())
 
     def close(self, number: int) -> None:
         """Turn the counts into the bins, or the values; MethodError if one is not finite."""
@@ -139,18 +170,24 @@ class Magnitudes:
             if self._upper[:, _INFINITE:].any():
                 raise MethodError("a task vector holds NaN or infinity")
             wanted = self._ranks(int(self._upper[0].sum()))
-            found = [[_from_above(row, k) for row in self._upper] for k in wanted]
-            self._bins = torch.tensor([[bin_ for bin_, _ in row] for row in found])
-            self._within = [[rank for _, rank in row] for row in found]
-            self._lower = torch.zeros(*self._bins.shape, 1 << 15, dtype=torch.int64)
+            self.thresholds = torch.full((len(wanted), len(self._upper)), float("inf"))
+            self._bins = torch.full(self.thresholds.shape, _NONE)
+            for r, rank in enumerate(wanted):
+                for t, row in enumerate(self._upper) if rank else ():
+                    place, within = _from_above(row, rank)
+                    if place % 2:  # not the smallest of its bin
+                        self._bins[r, t], self._within[r, t] = place // 2, within
+                    else:
+                        self._found(r, t, place // 2 << 15)
+            if not self.idle(1):
+                self._lower = torch.zeros(*self._bins.shape, 1 << 15, dtype=torch.int64)
             return
-        self.thresholds = torch.full(self._bins.shape, float("inf"))
-        for r, row in enumerate(self._within):
-            for t, rank in enumerate(row):
-                if rank:
-                    low, _ = _from_above(self._lower[r, t], rank)
-                    bits = torch.tensor((int(self._bins[r, t]) << 15) | low, dtype=torch.int32)
-                    self.thresholds[r, t] = bits.view(torch.float32)
+        for (r, t), rank in self._within.items():
+            low, _ = _from_above(self._lower[r, t], rank)
+            self._found(r, t, int(self._bins[r, t]) << 15 | low)
+
+    def _found(self, r: int, t: int, bits: int) -> None:
+        self.thresholds[r, t] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
 
 
 class Trimming(Magnitudes):
@@ -170,12 +207,19 @@ class Trimming(Magnitudes):
         self._weights = equal_weights(parameters.get("weights"), models)
         self._signs = 0
 
-    def measure(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> Tensor:
+    def measure(
+        self,
+        number: int,
+        models: Sequence[Tensor],
+        base: Tensor | None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
         """Count magnitudes (passes 0 and 1), or the signs of the trimmed sum (pass 2)."""
         if number < 2:
-            return super().measure(number, models, base)
+            return super().measure(number, models, base, counts)
         low = self.thresholds[0]
-        return torch.tensor(kernels(models[0]).count_signs(models, base, self._weights, low))
+        signs = kernels(models[0]).count_signs(models, base, self._weights, low)
+        return torch.tensor(signs) if counts is None else counts.add_(signs)
 
     def add(self, number: int, measured: Tensor) -> None:
         """Sum what was counted."""
@@ -204,15 +248,19 @@ def _kept(density: float, numel: int, rule: str) -> int:
     return min(numel, int(density * numel) + 1)
 
 
-# The first bin of magnitudes that are not finite.
-_INFINITE = 0x7F800000 >> 15
+# Where counting by upper bits puts the first magnitude that is not finite.
+_INFINITE = 0x7F800000 >> 15 << 1
+# No bin to look into.
+_NONE = -1
 
 
 def _from_above(counts: Tensor, rank: int) -> tuple[int, int]:
-    """The bin that holds the rank-th largest entry, and its rank within; (0, 0) for rank 0."""
-    if rank == 0:
-        return 0, 0
-    above = counts.flip(0).cumsum(0)
-    position = int(torch.searchsorted(above, torch.tensor(rank)))
-    before = int(above[position - 1]) if position else 0
-    return len(counts) - 1 - position, rank - before
+    """The bin that holds the rank-th largest entry, and its rank from above within that bin."""
+    first, width = 0, len(counts)
+    while width > 1:  # many bins together first
+        step = max(1, width // 256)
+        above = counts[first : first + width].view(-1, step).sum(dim=1).flip(0).cumsum(0)
+        position = int(torch.searchsorted(above, rank))
+        rank -= int(above[position - 1]) if position else 0
+        first, width = first + (len(above) - 1 - position) * step, step
+    return first, rank

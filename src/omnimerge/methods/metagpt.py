@@ -23,7 +23,17 @@ class _SquaredNorms:
     def __init__(self, models: int, parameters: Mapping[str, Any]) -> None:  # noqa: ARG002
         self.values = torch.zeros(models, dtype=torch.float64)
 
-    def measure(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> Tensor:  # noqa: ARG002
+    def idle(self, number: int) -> bool:  # noqa: ARG002
+        """Whether there is nothing to find out: never."""
+        return False
+
+    def measure(
+        self,
+        number: int,  # noqa: ARG002
+        models: Sequence[Tensor],
+        base: Tensor | None,
+        counts: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """Sum the squares of one tensor."""
         blocks = task_vector_blocks(models, base)
         sums = [tau.double().square().sum(dim=1) for tau in blocks]

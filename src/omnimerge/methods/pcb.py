@@ -34,9 +34,19 @@ class _Competition:
         self._scores = _Scores(2 * models, lambda n: _score_ranks(n, density), self.scope)
         self._scores.of = self
 
-    def measure(self, number: int, models: Sequence[Tensor], base: Tensor | None) -> Tensor:
+    def idle(self, number: int) -> bool:
+        """Whether the limits are known already."""
+        return self._part(number).idle(number % 2)
+
+    def measure(
+        self,
+        number: int,
+        models: Sequence[Tensor],
+        base: Tensor | None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
         """Count magnitudes or scores."""
-        return self._part(number).measure(number % 2, models, base)
+        return self._part(number).measure(number % 2, models, base, counts)
 
     def add(self, number: int, measured: Tensor) -> None:
         """Sum the counts."""
