@@ -64,6 +64,12 @@ def test_merges(tau, left, election):
         )
         assert same_bits(plain, compiled)
         assert torch.equal(tau, before)
+        if base is not None:
+            moved = [
+                kernels.merge(list(tau), base, WEIGHTS, LEFT[left], election, 0.7)
+                for kernels in (Plain(), Compiled())
+            ]
+            assert same_bits(*moved) and same_bits(moved[0], base.add(plain, alpha=0.7))
         assert (left == "everything") or int((plain == 0).sum())
         assert (left == "nothing") == (not plain.any())
 

@@ -64,7 +64,7 @@ def run_plan(
 ) -> Outcome:
     """Merge: write the output folder, complete or not at all.
 
-    What is done is written down about once a second, so that a merge that was killed can go on.
+    What is done is written down several times a second, so that a merge that was killed can go on.
 
     Args:
         plan: what to do.

@@ -148,15 +148,21 @@ class Plain:
         weights: Sequence[float],
         left: Left = None,
         election: Election | None = None,
+        scale: float | None = None,
     ) -> Tensor:
-        """Give Σ_t w_t τ̂_t of what is left of the τ_t, and elected; in float32."""
+        """Give base + scale · Σ_t w_t τ̂_t of what is left of the τ_t, and elected; in float32.
+
+        Without a scale, the sum alone. The product with the scale is not rounded.
+        """
         count, shape = models[0].numel(), models[0].shape
         tau = models[0].new_empty((len(models), *shape), dtype=torch.float32)
         for _ in self.differences(models, base, max(1, count), tau.view(-1)):
             pass  # one block: all entries
         weighted = _weighted(_left(tau, left), weights)
         total = _sum(weighted)
-        return total if election is None else _elected(weighted, weights, total, election)
+        if election is not None:
+            total = _elected(weighted, weights, total, election)
+        return total if scale is None or base is None else base.float().add(total, alpha=scale)
 
     def _blocks(self, models: Sequence[Tensor], base: Tensor | None) -> Iterator[Tensor]:
         yield from self.differences(models, base, *block_of(models))
@@ -221,26 +227,27 @@ class Compiled(Plain):
         weights: Sequence[float],
         left: Left = None,
         election: Election | None = None,
+        scale: float | None = None,
     ) -> Tensor:
-        """Give the sum of what is left."""
+        """Give the sum of what is left, or the base with it."""
         loops, none = self._loops, np.empty(0, np.float32)
         source, _kept = _source(models, base)
         out = torch.empty(models[0].shape)
         draw = left if isinstance(left, (Draw, DrawByRank)) else Draw(Stream(0), 1.0)
         keys = np.asarray(draw.stream.keys(len(models)), dtype=np.int64).view(np.uint64)
         first, density = draw.stream.offset, np.float32(draw.density)
-        elect, mean = election is not None, election is not None and election.mean
-        rest = (keys, _floats(weights), elect, mean)
+        elected = election or Election(mean=False)
+        how = (election is not None, elected.mean, np.float32(elected.majority))
+        rest = (keys, _floats(weights), how, scale is not None, np.float32(scale or 0))
         if isinstance(left, DrawByRank):
             by_rank = (first, density, np.float32(left.epsilon), _width(models[0]))
             loops.merge_rows(source, by_rank, *rest, out.view(-1).numpy())
             return out
         limits = left.limits if isinstance(left, Band) else ()
         low, high = (limit.numpy() for limit in limits) if limits else (none, none)
-        how = {Band: loops.A_BAND, Draw: loops.A_DRAW}.get(type(left), loops.EVERYTHING)
-        majority = np.float32(election.majority if election else 0)
+        kind = {Band: loops.A_BAND, Draw: loops.A_DRAW}.get(type(left), loops.EVERYTHING)
         numbers = (low, high, first, density)
-        loops.merge(source, how, numbers, *rest, majority, out.view(-1).numpy())
+        loops.merge(source, kind, numbers, *rest, out.view(-1).numpy())
         return out
 
 

@@ -176,17 +176,18 @@ def count_signs(source, low, weights):
 
 
 @_compiled
-def merge(source, left, numbers, keys, weights, elect, mean, majority, out):
+def merge(source, left, numbers, keys, weights, election, added, scale, out):
     """Sum what is left of the task vectors, weighted.
 
     `left` tells what that is, `numbers` (low per model, high per model, first position of the
-    stream, density) and `keys` how. `elect`: sum what has the sign of the sum, or `majority` where
-    it is zero; `mean`: divide by the weights that were used.
+    stream, density) and `keys` how. `election` is (whether to sum what has the sign of the sum
+    only, whether to divide by the weights that were used, the sign where the sum is zero). `added`:
+    the sum is multiplied by `scale` and added to the base.
     """
     low, high, offset, density = numbers
     models, total = len(source[0]), source[6]
     base, tau = np.empty(_STRIP, np.float32), np.empty((models, _STRIP), np.float32)
-    used = np.empty(_STRIP, np.float32)
+    sign, used = np.empty(_STRIP, np.float32), np.empty(_STRIP, np.float32)
     for start in range(0, total, _STRIP):
         count = min(_STRIP, total - start)
         _load(source, start, base[:count], tau, 0)
@@ -197,17 +198,18 @@ def merge(source, left, numbers, keys, weights, elect, mean, majority, out):
                 _drop(tau[t, :count], keys[t], offset + start, density)
         merged = out[start : start + count]
         _weigh(tau, weights, merged)
-        if elect:
-            _elect(tau, weights, majority, mean, base, used, merged)
+        _elect(tau, weights, election, sign, used, merged)
+        _add(base, added, scale, merged)
 
 
 @_compiled
-def merge_rows(source, numbers, keys, weights, elect, mean, out):
+def merge_rows(source, numbers, keys, weights, election, added, scale, out):
     """As `merge`, of a draw by rank: `numbers` are (first position, density, epsilon, width)."""
     offset, density, epsilon, width = numbers
     models, total = len(source[0]), source[6]
     base, tau = np.empty(width, np.float32), np.empty((models, width), np.float32)
     ranks, used = np.empty(width, np.float32), np.empty(width, np.float32)
+    sign = np.empty(width, np.float32)
     work, digits = np.empty((3, width), np.uint32), np.empty(1 << _DIGIT, np.uint32)
     for start in range(0, total, width):
         _load(source, start, base, tau, 0)
@@ -216,8 +218,8 @@ def merge_rows(source, numbers, keys, weights, elect, mean, out):
             _drop_by_rank(tau[t], ranks, keys[t], offset + start, density, epsilon)
         merged = out[start : start + width]
         _weigh(tau, weights, merged)
-        if elect:
-            _elect(tau, weights, _ZERO, mean, base, used, merged)
+        _elect(tau, weights, election, sign, used, merged)
+        _add(base, added, scale, merged)
 
 
 @_compiled
@@ -268,8 +270,11 @@ def _weigh(tau, weights, summed):
 
 
 @_compiled
-def _elect(weighted, weights, majority, mean, sign, used, merged):
-    """Replace sums by those of what has their sign, `majority` where they are zero."""
+def _elect(weighted, weights, election, sign, used, merged):
+    """Replace sums by those of what has their sign, if there is an election."""
+    elect, mean, majority = election
+    if not elect:
+        return
     count, finite = len(merged), True
     for i in range(count):
         finite &= abs(merged[i]) <= _LARGEST
@@ -287,6 +292,14 @@ def _elect(weighted, weights, majority, mean, sign, used, merged):
     if mean:
         for i in range(count):
             merged[i] /= used[i] if used[i] != _ZERO else _ONE
+
+
+@_compiled
+def _add(base, added, scale, merged):
+    """Replace what is merged by the base and a multiple of it, if that is asked for."""
+    if added:
+        for i in range(len(merged)):
+            merged[i] = _fused(scale, merged[i], base[i])
 
 
 @_compiled

@@ -126,8 +126,8 @@ class Magnitudes:
     def __init__(self, models: int, ranks: Callable[[int], Sequence[int]], scope: Scope) -> None:
         self.scope = scope
         self._ranks = ranks
-        self._upper = torch.zeros(models, 1 << 17, dtype=torch.int64)
-        self._lower = torch.zeros(0)
+        self._models = models
+        self._counted: dict[int, Tensor] = {}
         self._bins = torch.zeros(0)
         self._within: dict[tuple[int, int], int] = {}
         self.thresholds = torch.zeros(0)
@@ -145,7 +145,7 @@ class Magnitudes:
     ) -> Tensor:
         """Count magnitudes by their upper bits (pass 0), or by their lower in the bins (pass 1)."""
         if counts is None:
-            shape = self._upper.shape if number == 0 else self._lower.shape
+            shape = (self._models, 1 << 17) if number == 0 else (*self._bins.shape, 1 << 15)
             counts = torch.zeros(shape, dtype=torch.int64, device=models[0].device)
         for ranked, origin in self.ranked(models, base):
             if number == 0:
@@ -162,28 +162,29 @@ class Magnitudes:
 
     def add(self, number: int, measured: Tensor) -> None:
         """Sum the counts."""
-        (self._upper if number == 0 else self._lower).add_(measured.cpu())
+        counted = self._counted.get(number)
+        self._counted[number] = measured.cpu() if counted is None else counted + measured.cpu()
 
     def close(self, number: int) -> None:
         """Turn the counts into the bins, or the values; MethodError if one is not finite."""
         if number == 0:
-            if self._upper[:, _INFINITE:].any():
+            upper = self._counted.pop(0, torch.zeros(self._models, 1, dtype=torch.int64))
+            if upper[:, _INFINITE:].any():
                 raise MethodError("a task vector holds NaN or infinity")
-            wanted = self._ranks(int(self._upper[0].sum()))
-            self.thresholds = torch.full((len(wanted), len(self._upper)), float("inf"))
+            wanted = self._ranks(int(upper[0].sum()))
+            self.thresholds = torch.full((len(wanted), self._models), float("inf"))
             self._bins = torch.full(self.thresholds.shape, _NONE)
             for r, rank in enumerate(wanted):
-                for t, row in enumerate(self._upper) if rank else ():
+                for t, row in enumerate(upper) if rank else ():
                     place, within = _from_above(row, rank)
                     if place % 2:  # not the smallest of its bin
                         self._bins[r, t], self._within[r, t] = place // 2, within
                     else:
                         self._found(r, t, place // 2 << 15)
-            if not self.idle(1):
-                self._lower = torch.zeros(*self._bins.shape, 1 << 15, dtype=torch.int64)
             return
+        lower = self._counted.pop(1, torch.zeros(0))
         for (r, t), rank in self._within.items():
-            low, _ = _from_above(self._lower[r, t], rank)
+            low, _ = _from_above(lower[r, t], rank)
             self._found(r, t, int(self._bins[r, t]) << 15 | low)
 
     def _found(self, r: int, t: int, bits: int) -> None:

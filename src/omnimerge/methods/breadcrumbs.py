@@ -91,8 +91,8 @@ def breadcrumbs(
     if normalize and sum(shares) == 0:
         raise MethodError("breadcrumbs: the weights sum to zero; set normalize: false")
     left = _kept(models, base, density, gamma, statistics)
-    merged = kernels(base).merge(models, base, shares, left)
-    return base.float().add(merged, alpha=scale / sum(shares) if normalize else scale)
+    factor = scale / sum(shares) if normalize else scale
+    return kernels(base).merge(models, base, shares, left, scale=factor)
 
 
 @merge_method(
@@ -146,8 +146,7 @@ def breadcrumbs_ties(
         raise MethodError("breadcrumbs_ties works on task vectors and needs a base")
     shares = equal_weights(weights, len(models))
     left = _kept(models, base, density, gamma, statistics)
-    merged = kernels(base).merge(models, base, shares, left, Election(mean=normalize))
-    return base.float().add(merged, alpha=scale)
+    return kernels(base).merge(models, base, shares, left, Election(mean=normalize), scale)
 
 
 def _kept(

@@ -63,8 +63,7 @@ def dare_linear(
     if base is None:
         raise MethodError("dare_linear works on task vectors and needs a base")
     left, shares = Draw(stream or Stream.of(0, ""), density), equal_weights(weights, len(models))
-    merged = kernels(base).merge(models, base, shares, left)
-    return base.float().add(merged, alpha=scale)
+    return kernels(base).merge(models, base, shares, left, scale=scale)
 
 
 @merge_method(
@@ -110,8 +109,7 @@ def drop_linear(
     if base is None:
         raise MethodError("drop_linear works on task vectors and needs a base")
     left, shares = Draw(stream or Stream.of(0, ""), density), [1 / len(models)] * len(models)
-    merged = kernels(base).merge(models, base, shares, left)
-    return base.float().add(merged, alpha=scale)
+    return kernels(base).merge(models, base, shares, left, scale=scale)
 
 
 @merge_method(
@@ -159,5 +157,4 @@ def dare_ties(
     if base is None:
         raise MethodError("dare_ties works on task vectors and needs a base")
     left, shares = Draw(stream or Stream.of(0, ""), density), equal_weights(weights, len(models))
-    merged = kernels(base).merge(models, base, shares, left, Election(merge == "mean"))
-    return base.float().add(merged, alpha=scale)
+    return kernels(base).merge(models, base, shares, left, Election(merge == "mean"), scale)

@@ -68,8 +68,7 @@ def della(
     if base is None:
         raise MethodError("della works on task vectors and needs a base")
     left, shares = _magprune(density, epsilon, stream), equal_weights(weights, len(models))
-    merged = kernels(base).merge(models, base, shares, left, Election(merge == "mean"))
-    return base.float().add(merged, alpha=scale)
+    return kernels(base).merge(models, base, shares, left, Election(merge == "mean"), scale)
 
 
 @merge_method(
@@ -113,8 +112,7 @@ def della_linear(
     if base is None:
         raise MethodError("della_linear works on task vectors and needs a base")
     left, shares = _magprune(density, epsilon, stream), equal_weights(weights, len(models))
-    merged = kernels(base).merge(models, base, shares, left)
-    return base.float().add(merged, alpha=scale)
+    return kernels(base).merge(models, base, shares, left, scale=scale)
 
 
 def _magprune(density: float, epsilon: float, stream: Stream | None) -> Draw | DrawByRank:

@@ -73,11 +73,11 @@ def ties(
         known = {"density": density, "threshold_scope": threshold_scope, "weights": weights}
         statistics = Trimming(len(models), known)
         gather(statistics, lambda: [(models, base)])
-    merged = kernels(base).merge(
+    return kernels(base).merge(
         models,
         base,
         equal_weights(weights, len(models)),
         Band(statistics.thresholds[0]),
         Election(merge == "mean", statistics.majority),
+        scale,
     )
-    return base.float().add(merged, alpha=scale)
