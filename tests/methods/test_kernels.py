@@ -105,9 +105,13 @@ def test_combinations_round_once(dtypes):
     torch.tensor([1e-45, -3e-45, 0.0, 3.4e38, -3.4e38, 1.0, 1e-45, -0.0, 2.0]),  # all 31 bits
     torch.arange(9.0) - 4,  # 2 bits, and equal ones
     torch.tensor([3.0]),
+    torch.arange(-150.0, 150.0),  # fewer bits than a digit has
+    (torch.arange(3000) % 1700 - 850).float() / 7,  # three digits
+    (torch.arange(3000) % 1700 - 850).bfloat16().float().mul(3).bfloat16().float(),  # two
+    torch.cat([torch.arange(1.0, 70_001), torch.zeros(9)]),  # longer than positions of 16 bits
 ])  # fmt: skip
 def test_ranks_of_odd_rows(row):
-    models, draw = [row.repeat(500, 1)], DrawByRank(STREAM, 0.5, 0.9)
+    models, draw = [row.repeat(max(1, 4500 // len(row)), 1)], DrawByRank(STREAM, 0.5, 0.9)
     plain, compiled = (k.merge(models, None, [1.0], draw) for k in (Plain(), Compiled()))
     assert same_bits(plain, compiled)
 

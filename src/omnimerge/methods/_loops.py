@@ -237,7 +237,7 @@ def _uniform(key, position):
     word = (word ^ (word >> _S30)) * _MIX1
     word = (word ^ (word >> _S27)) * _MIX2
     word = word ^ (word >> _S31)
-    return np.float32(word >> _S40) * _UNIT
+    return np.float32(np.int32(word >> _S40)) * _UNIT
 
 
 @_compiled
