@@ -492,6 +492,7 @@ def test_verify_with_an_older_manifest(omni, tmp_path):
         ("chat_template.jinja", "pipe", "is no regular file"),
         ("preprocessor_config.json", "large", "more than 500,000,000 bytes"),
         ("processor_config.json", "folder", "Is a directory"),
+        ("additional_chat_templates/x.jinja", "pipe", "is no regular file"),
     ],
 )
 @pytest.mark.parametrize("role", ["base", "model"])
@@ -500,6 +501,7 @@ def test_small_files_that_are_none(part, tmp_path, role, name, how, words):
     folder = tmp_path / "copy"
     shutil.copytree(part("plain" if role == "base" else "llava"), folder)
     file = folder / name
+    file.parent.mkdir(exist_ok=True)
     file.unlink(missing_ok=True)
     if how == "link":
         (tmp_path / "outside").write_text("{}")
