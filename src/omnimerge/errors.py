@@ -10,7 +10,7 @@ anything else is a bug and shows its traceback.
   + UnknownMethodError     (no merge method has that name)
   + MethodError            (a method was called with inputs it cannot take)
   + CheckpointError        (a checkpoint cannot be read: missing, truncated, corrupt)
-    + InputChangedError    (a weight file is no longer what it was when the merge began)
+    + InputChangedError    (an input file is no longer what it was at the beginning)
   + LayoutError            (a checkpoint's tensors cannot be given slots, or a layout file is wrong)
     + UnknownLayoutError   (no table fits; the layout may still be inferred)
   + NotMergeableError      (two checkpoints must not be merged; carries the reasons)
@@ -78,7 +78,7 @@ class CheckpointError(OmnimergeError):
 
 
 class InputChangedError(CheckpointError):
-    """A weight file is no longer what it was when the merge began."""
+    """An input file is no longer what it was when the merge or the extraction began."""
 
 
 class LayoutError(OmnimergeError):

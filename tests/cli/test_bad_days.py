@@ -40,9 +40,14 @@ def first(donor):
     return donor / "model-00001-of-00002.safetensors"
 
 
-def truncate(donor):
-    with first(donor).open("r+b") as stream:
-        stream.truncate(first(donor).stat().st_size - 10)
+def cut(count):
+    """Cut bytes off a shard; with a negative count, leave so many."""
+
+    def damage(donor):
+        size = first(donor).stat().st_size
+        os.truncate(first(donor), size - count if count >= 0 else -count)
+
+    return damage
 
 
 def ghost(donor):
@@ -62,7 +67,11 @@ def nan(donor):
 DAMAGE = {
     "a shard is missing": (lambda d: first(d).unlink(), "which is missing; download it too"),
     "the index is missing": (lambda d: (d / "model.safetensors.index.json").unlink(), "no model."),
-    "a shard is truncated": (truncate, "is truncated"),
+    "a shard is truncated": (cut(10), "is truncated"),
+    "a shard lacks 1,000 bytes": (cut(1000), "is truncated"),
+    "a shard ends within its header": (cut(-100), "is truncated"),
+    "a shard ends within the length of its header": (cut(-5), "is truncated"),
+    "a shard is empty": (lambda d: first(d).write_bytes(b""), "is truncated"),
     "the index names a missing tensor": (ghost, "places tensor 'ghost.weight' in"),
     "an input holds NaN": (nan, "holds NaN or infinity"),
     "the config is missing": (lambda d: (d / "config.json").unlink(), "has no config.json"),

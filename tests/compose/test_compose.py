@@ -193,6 +193,22 @@ def test_towers_and_rows_that_hold_nan_are_refused(part, tmp_path, leaf):
     assert any(torch.isnan(tensor).any() for tensor in tensors(tmp_path / "out").values())
 
 
+def test_rows_that_hold_infinity_are_copied_and_pass(part, tmp_path):
+    """Also where the embedding is merged but for them."""
+
+    def edit(held):
+        next(v for k, v in held.items() if ROWS in k)[260, 0] = float("inf")  # of <image>
+
+    masked = changed(tmp_path / "masked", part("llava"), edit)
+    audio = part("qwen2_audio")
+    file = recipe_file(tmp_path, [masked, audio], target=audio, vocabulary="overlap")
+    assert run(file, "-o", tmp_path / "out").exit_code == 0
+    entry = json.loads((tmp_path / "out" / "merge_manifest.json").read_text())["tensors"]
+    embed = "model.language_model.embed_tokens.weight"
+    assert "sources" in entry[embed] and tensors(tmp_path / "out")[embed].isinf().sum() == 1
+    assert {state for state, _ in found(tmp_path / "out", deep=True).values()} == {"ok"}
+
+
 @pytest.mark.parametrize("leaf", [TOWER, ROWS])
 def test_towers_and_rows_that_overflow_are_refused(part, tmp_path, leaf):
     def edit(held):
@@ -476,6 +492,7 @@ def test_verify_with_an_older_manifest(omni, tmp_path):
         ("chat_template.jinja", "pipe", "is no regular file"),
         ("preprocessor_config.json", "large", "more than 500,000,000 bytes"),
         ("processor_config.json", "folder", "Is a directory"),
+        ("additional_chat_templates/x.jinja", "pipe", "is no regular file"),
     ],
 )
 @pytest.mark.parametrize("role", ["base", "model"])
@@ -484,6 +501,7 @@ def test_small_files_that_are_none(part, tmp_path, role, name, how, words):
     folder = tmp_path / "copy"
     shutil.copytree(part("plain" if role == "base" else "llava"), folder)
     file = folder / name
+    file.parent.mkdir(exist_ok=True)
     file.unlink(missing_ok=True)
     if how == "link":
         (tmp_path / "outside").write_text("{}")

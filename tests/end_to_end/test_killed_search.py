@@ -10,27 +10,40 @@ import sys
 import time
 
 import pytest
+from click.testing import CliRunner
 
 from omnimerge.bench import zoo
 from omnimerge.bench.zoo import demo, scenes
+from omnimerge.cli import main
 
-COMMAND = [sys.executable, "-m", "omnimerge", "search", "recipe.yaml", "--prompts"]
-OPTIONS = ["--max-new-tokens", "8", "--batch-size", "4", "--sample", "120", "--json"]
+COUNT = 40
+COMMAND = ["search", "recipe.yaml", "--prompts", "p/prompts.jsonl"]
+OPTIONS = ["--max-new-tokens", "8", "--batch-size", "4", "--sample", str(COUNT), "--json"]
 
 
 @pytest.fixture
-def work(tmp_path):
-    scenes.write_prompts(tmp_path / "p", count=120, seed=3, labels=False)
+def work(tmp_path, monkeypatch):
+    scenes.write_prompts(tmp_path / "p", count=COUNT, seed=3, labels=False)
     target, donor = zoo.path(demo.TARGET), zoo.path(demo.DONOR)
     (tmp_path / "recipe.yaml").write_text(f"method: adamms\ntarget: {target}\nmodels: [{donor}]\n")
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def start(work, out):
-    command = [*COMMAND, "p/prompts.jsonl", "-o", out, *OPTIONS]
+def start(out):
+    """The command in a process of its own, with as many threads as the tests have."""
     return subprocess.Popen(
-        command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "omnimerge", *COMMAND, "-o", out, *OPTIONS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def here(out):
+    """The command in this process, which has imported already what it takes."""
+    return CliRunner().invoke(main, [*COMMAND, "-o", out, *OPTIONS])
 
 
 def lines(folder):
@@ -47,7 +60,11 @@ def lines(folder):
 
 
 def test_kill_9_and_the_same_command(work):
-    killed = start(work, "out")
+    fresh = here("fresh")
+    assert fresh.exit_code == 0, fresh.stderr
+    expected = json.loads(fresh.stdout)
+
+    killed = start("out")
     responses = work / "out" / "responses"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:  # in the middle of some point
@@ -62,10 +79,20 @@ def test_kill_9_and_the_same_command(work):
     done = {name: (responses / name).stat().st_mtime_ns for name in before if name[0] != "."}
     assert done and not (work / "out" / "search.json").exists()
 
-    second = start(work, "out")
+    second = start("out")
+    deadline = time.monotonic() + 120
+    while lines(responses) == before and time.monotonic() < deadline:
+        assert second.poll() is None, second.communicate()
+        time.sleep(0.005)
+    refused = here("out")
+    assert second.poll() is None  # else there was nobody to refuse it for
+    assert refused.exit_code == 1
+    assert refused.stderr.count("\n") == 1 and "another search is writing into it" in refused.stderr
+
     said, errors = second.communicate(timeout=300)
     assert second.returncode == 0, errors
     resumed = json.loads(said)
+    assert resumed["selected"]
     for name, time_ns in done.items():  # finished points were not touched
         assert (responses / name).stat().st_mtime_ns == time_ns
     kept = len(
@@ -77,26 +104,8 @@ def test_kill_9_and_the_same_command(work):
         }
     )
     asked = resumed["cost"]["samples_answered"]
-    assert asked == 7 * 120 + 2 * 120 - kept  # all points, the second look, the donor
+    assert asked == 7 * COUNT + 2 * COUNT - kept  # all points, the second look, the donor
 
-    fresh = start(work, "fresh")
-    said, errors = fresh.communicate(timeout=300)
-    assert fresh.returncode == 0, errors
-    expected = json.loads(said)
     assert resumed["points"] == expected["points"]
     assert resumed["selected"] == expected["selected"]
     assert lines(responses) == lines(work / "fresh" / "responses")
-
-
-def test_two_searches_into_one_folder(work):
-    first = start(work, "out")
-    deadline = time.monotonic() + 120
-    while not lines(work / "out" / "responses") and time.monotonic() < deadline:
-        time.sleep(0.02)
-    second = start(work, "out")
-    _, errors = second.communicate(timeout=120)
-    assert second.returncode == 1
-    assert errors.count("\n") == 1 and "another search is writing into it" in errors
-    said, errors = first.communicate(timeout=300)
-    assert first.returncode == 0, errors
-    assert json.loads(said)["selected"]

@@ -200,10 +200,13 @@ def test_a_source_that_changes_during_an_extraction(checkpoints, tmp_path, monke
         return real(*arguments, **limits)
 
     monkeypatch.setattr(adapter, "truncate", change)
-    with pytest.raises(InputChangedError, match=r"model.safetensors changed while it was merged"):
-        omnimerge.extract_adapter(
-            tmp_path / "base", tmp_path / "model", tmp_path / "lora", rank=2, select="linear"
-        )
+    command = ["extract-adapter", str(tmp_path / "base"), str(tmp_path / "model")]
+    command += ["-o", str(tmp_path / "lora"), "--rank", "2", "--select", "linear"]
+    done = CliRunner().invoke(main, command)
+    assert (done.exit_code, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    changed = tmp_path / which / "model.safetensors"
+    assert f"{changed} changed while it was read (modified_ns); extract again when" in line
     assert not (tmp_path / "lora").exists()
 
 

@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 
+import llm_layouts as families
 import pytest
 import torch
 from click.testing import CliRunner
@@ -115,6 +116,66 @@ def test_what_a_merge_lets_through_in_kept_tensors_passes(merged, tmp_path, valu
     assert states(merged) == dict.fromkeys(CHECKS, "ok")
     change(merged, lambda t: t["model.norm.weight"][0].fill_(math.inf))
     (line,) = failed(merged)["finite numbers"]
+    assert line == "tensor 'model.norm.weight' holds NaN or infinity"
+
+
+@pytest.fixture
+def own_rows(tmp_path):
+    """Merge where the donor lacks the last tokens; the target has infinity in a row of one."""
+    ours = {f"t{row}": row for row in range(families.VOCAB)}
+    ancestor, target, donor = (families.decoder(own) for own in ("base", "a", "b"))
+    for name in ("embed", "head"):
+        target[name][45, 3] = math.inf
+        donor[name] = donor[name][:40]
+    families.write(tmp_path / "base", families.llama(ancestor), tokens=ours)
+    families.write(tmp_path / "target", families.phi3(target), tokens=ours)
+    theirs = dict(list(ours.items())[:40])
+    families.write(tmp_path / "donor", families.llama(donor), tokens=theirs)
+    recipe = {
+        "method": "nearswap",  # moves every entry by 0.1 at most, whatever the model's is
+        "base": str(tmp_path / "base"),
+        "target": str(tmp_path / "target"),
+        "models": [str(tmp_path / "donor")],
+        "parameters": {"t": 0.1},
+        "vocabulary": "overlap",
+    }
+    omnimerge.merge(recipe, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_infinity_in_rows_that_stay_the_targets_passes(own_rows):
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert load_file(own_rows / "model.safetensors")[name].isinf().nonzero().tolist() == [
+            [45, 3]
+        ]
+    assert states(own_rows) == dict.fromkeys(CHECKS, "ok")
+
+
+@pytest.mark.parametrize(
+    ("row", "value", "finite", "kept"),
+    [(39, math.inf, True, False), (40, math.nan, True, True), (40, math.inf, False, True)],
+)
+def test_what_is_not_finite_elsewhere_in_such_a_tensor_fails(own_rows, row, value, finite, kept):
+    change(own_rows, lambda t: t["lm_head.weight"][row, 0].fill_(value))
+    found = failed(own_rows)
+    assert ("finite numbers" in found) == finite
+    assert ("unmerged tensors are the target's" in found) == kept
+    if finite:
+        (line,) = found["finite numbers"]
+        assert line == "tensor 'lm_head.weight' holds NaN or infinity"
+    if kept:
+        (line,) = found["unmerged tensors are the target's"]
+        assert line == "tensor 'lm_head.weight': rows of no common token are not the target's"
+
+
+def test_without_the_inputs_nobody_knows_whose_infinity_it_is(own_rows, tmp_path):
+    (tmp_path / "donor").rename(tmp_path / "gone")
+    found = {check.name: check for check in omnimerge.verify(own_rows)}["finite numbers"]
+    assert found.state == "skipped"
+    (line,) = found.details
+    assert line.startswith("tensor 'lm_head.weight' holds NaN or infinity, where it may be the ")
+    change(own_rows, lambda t: t["model.norm.weight"][0].fill_(math.inf))
+    (line,) = failed(own_rows)["finite numbers"]
     assert line == "tensor 'model.norm.weight' holds NaN or infinity"
 
 

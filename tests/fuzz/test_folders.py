@@ -12,6 +12,7 @@ from small_merge import recipe_of
 import omnimerge
 from omnimerge.arch.vocabulary import token_ids
 from omnimerge.checkpoint import hub
+from omnimerge.checkpoint.small_file import check_small_files
 from omnimerge.checkpoint.staging import manifest_key
 from omnimerge.engine.manifest import manifest
 from omnimerge.engine.verify import verify
@@ -29,13 +30,13 @@ def recipe(checkpoints, tmp_path):
     return {**recipe_of(checkpoints), "models": [str(donor)]}
 
 
-def spoil(file, how, secret="x"):
+def spoil(file, how, secret="x", outside=None):
     """Put something odd in a file's place, and where a link leads what it is to keep."""
+    outside = outside or file.parent.parent / "outside"
     file.unlink(missing_ok=True)
     if how == "pipe":
         os.mkfifo(file)
     elif how == "link":
-        outside = file.parent.parent / "outside"
         outside.write_text(secret)
         file.symlink_to(outside)
     else:
@@ -96,6 +97,57 @@ def test_added_tokens(tmp_path):
     spoil(folder / "added_tokens.json", "link", '{"b": 1}')
     with pytest.raises(CheckpointError, match="is a link that leaves"):
         token_ids(folder)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("link", "is a link that leaves its folder"),
+        ("large", "more than 500,000,000 bytes"),
+        ("pipe", "is no regular file"),
+    ],
+)
+def test_files_in_subfolders_before_another_library_opens_them(tmp_path, how, why):
+    folder = tmp_path / "model"
+    file = folder / "additional_chat_templates" / "x.jinja"
+    file.parent.mkdir(parents=True)
+    (folder / "chat_template.jinja").write_text("hello")
+    file.symlink_to("../chat_template.jinja")  # leaves the subfolder alone
+    check_small_files(folder)
+    spoil(file, how, outside=tmp_path / "outside")
+    with hostile.deadline(20), pytest.raises(CheckpointError, match=f"x.jinja.* {why}"):
+        check_small_files(folder)
+
+
+def test_subfolders_that_are_links(tmp_path):
+    folder, outside = tmp_path / "model", tmp_path / "outside"
+    (folder / "templates").mkdir(parents=True)
+    outside.mkdir()
+    (folder / "within").symlink_to("templates")
+    check_small_files(folder)
+    (folder / "additional_chat_templates").symlink_to(outside)
+    with pytest.raises(CheckpointError, match="_templates is a link that leaves its folder"):
+        check_small_files(folder)
+
+
+def test_the_templates_of_a_target(recipe, tmp_path):
+    """A pipe among files that are copied is none of them; a link that leads away is refused."""
+    target = tmp_path / "target"
+    shutil.copytree(recipe["target"], target)
+    templates = target / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "a.jinja").write_text("hello")
+    spoil(templates / "x.jinja", "pipe")
+    recipe = {**recipe, "target": str(target)}
+    with hostile.deadline(60):
+        omnimerge.merge(recipe, tmp_path / "out")
+        written = tmp_path / "out" / "additional_chat_templates"
+        assert [file.name for file in written.iterdir()] == ["a.jinja"]
+        assert {check.state for check in verify(tmp_path / "out")} == {"ok"}
+        spoil(templates / "x.jinja", "link", outside=tmp_path / "outside")
+        with pytest.raises(CheckpointError, match=r"x\.jinja is a link that leaves its folder"):
+            omnimerge.merge(recipe, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"splits": ["a"]}'])

@@ -16,11 +16,12 @@ _MOST_BYTES = 500_000_000
 _SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 
 
-def open_small(file: Path) -> BinaryIO:
+def open_small(file: Path, *, folder: Path | None = None) -> BinaryIO:
     """Open a small file of a checkpoint, an adapter or an output.
 
     Args:
         file: path of the file, in the folder that it belongs to.
+        folder: that folder, where the file is in a subfolder of it.
 
     Returns:
         The open file.
@@ -29,7 +30,7 @@ def open_small(file: Path) -> BinaryIO:
         CheckpointError: if it cannot be opened, is a link that leaves its folder, no regular file
             (such as a pipe, which would be waited for), or far too large.
     """
-    check_inside(file.parent, file)
+    check_inside(folder or file.parent, file)
     try:
         stream = os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb")
     except OSError as error:
@@ -105,12 +106,23 @@ def read_json(file: Path) -> dict[str, Any]:
 def check_small_files(folder: Path) -> None:
     """Refuse a folder with a file that must not be opened, before another library opens them.
 
+    Subfolders are looked into, since tokenizers and templates lie there as well.
+
     Args:
         folder: a checkpoint's folder.
 
     Raises:
-        CheckpointError: naming the first such file: of a config, a tokenizer, a template, a card.
+        CheckpointError: naming the first such file: of a config, a tokenizer, a template, a card;
+            or a subfolder that cannot be read, or is a link that leaves the folder.
     """
-    for file in sorted(folder.iterdir()):
-        if file.suffix in _SUFFIXES:
-            open_small(file).close()
+    for root, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        check_inside(folder, *(Path(root, name) for name in folders))
+        named = [*files, *folders] if Path(root) == folder else files
+        for name in sorted(named):
+            if Path(name).suffix in _SUFFIXES:
+                open_small(Path(root, name), folder=folder).close()
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error

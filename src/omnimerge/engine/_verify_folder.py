@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from omnimerge.engine.manifest import file_hash, output_files, stored
 from omnimerge.errors import CheckpointError
 
 _BLOCK = 1 << 22
+# (First, one past the last) element of runs.
+Runs = Sequence[tuple[int, int]]
 
 
 class CannotLookError(Exception):
@@ -93,26 +95,52 @@ class WrittenFolder:
             elif self.says_shapes and stored(meta) != expected:
                 yield f"tensor {name!r} is {stored(meta)} instead of {expected}"
 
-    def finite(self) -> Iterator[str]:
+    def finite(self, copied: Callable[[str], Runs]) -> Iterator[str]:
         """Look for NaN and infinity, as the merge does.
 
         It copies infinity, which masks are made of, and with ``--force finite`` NaN as well.
+
+        Args:
+            copied: the elements of a merged tensor that were copied; asked for where it matters.
+
+        Yields:
+            What is wrong.
+
+        Raises:
+            CannotLookError: where it cannot be told whether an element was copied.
         """
         known, forced = self.described.get("tensors", {}), self.described.get("forced", ())
+        unknown: CannotLookError | None = None
         for name, meta in self.weights.tensors.items():
             if not is_known(meta.dtype) or not is_floating(meta.dtype):
                 continue
-            copied = not {"kept", "part"}.isdisjoint(known.get(name, ()))
-            waived = copied and "finite" in forced
-            if not waived and any(self._not_finite(name, meta, copied)):
-                yield f"tensor {name!r} holds NaN{'' if copied else ' or infinity'}"
+            whole = not {"kept", "part"}.isdisjoint(known.get(name, ()))
+            if whole and "finite" in forced:
+                continue
+            try:
+                found = any(self._not_finite(meta, None if whole else copied))
+            except CannotLookError as reason:
+                unknown = unknown or CannotLookError(
+                    f"tensor {name!r} holds NaN or infinity, where it may be the target's: {reason}"
+                )
+                continue
+            if found:
+                yield f"tensor {name!r} holds NaN{'' if whole else ' or infinity'}"
+        if unknown:
+            raise unknown
 
-    def _not_finite(self, name: str, meta: TensorMeta, copied: bool) -> Iterator[bool]:
+    def _not_finite(self, meta: TensorMeta, copied: Callable[[str], Runs] | None) -> Iterator[bool]:
         """Whether each block of a tensor holds NaN; or infinity, where it was merged."""
         step = max(1, _BLOCK // item_size(meta.dtype))
         for start in range(0, meta.numel, step):
-            block = self.weights.read(name, start, min(start + step, meta.numel)).float()
-            yield bool((block.isnan() if copied else ~block.isfinite()).any())
+            stop = min(start + step, meta.numel)
+            block = self.weights.read(meta.name, start, stop).float()
+            wrong = ~block.isfinite()
+            if wrong.any():
+                for first, last in copied(meta.name) if copied else [(start, stop)]:
+                    part = slice(max(first - start, 0), max(last - start, 0))
+                    wrong[part] = block[part].isnan()
+            yield bool(wrong.any())
 
     def _differs(self, name: str, expected: Any) -> Iterator[str]:
         file = self.out / name

@@ -113,16 +113,36 @@ class MergedAgain:
         if not torch.equal(embed, head):
             yield f"{slots[HEAD]!r} is tied to {slots[EMBED]!r} by config.json and differs from it"
 
+    def copied(self, name: str) -> list[tuple[int, int]]:
+        """Name the elements of a merged tensor that are another's as they were.
+
+        Args:
+            name: a tensor of the output.
+
+        Returns:
+            Runs of elements: the target's, where `vocabulary: overlap` finds no common token, and
+            rows of tokens that a composition's parts brought.
+        """
+        try:
+            jobs = self._plan().merged
+        except CannotLookError:
+            if "overlap" in str(self._described["tensors"].get(name, {}).get("rule")):
+                raise
+            return []
+        job = next((job for job in jobs if self._places.get(job.output.name) == name), None)
+        return [*job.own, *self._brought_runs(job)] if job else []
+
     def kept(self) -> Iterator[str]:
         """Compare what was not merged with the target, bit for bit."""
         plan, weights = self._plan(), self._folder.weights
         for job in plan.jobs:
             name = self._places.get(job.output.name)
-            if job.merged or name is None or name not in weights.tensors:
+            if name is None or name not in weights.tensors:
                 continue
             ranges = self._ranges_of_target(job)
             if not _equal(plan.target, job.output.name, weights, name, ranges):
-                yield f"tensor {name!r} is not the target's"
+                what = ": rows of no common token are" if job.merged else " is"
+                yield f"tensor {name!r}{what} not the target's"
 
     def parts(self) -> Iterator[str]:
         """Compare a composition's towers and projectors with their models, bit for bit."""
@@ -178,16 +198,24 @@ class MergedAgain:
                 yield f"tensor {place!r} is not what the recipe gives{where}"
 
     def _ranges_of_target(self, job: TensorJob) -> Iterator[tuple[int, int]]:
-        """The elements of a kept tensor that are the target's: all but rows of parts' tokens."""
-        numel, width = math.prod(job.output.shape), math.prod(job.output.shape[1:])
-        start = 0
-        if self._is_composed and _is_vocabulary(job):
-            for row in sorted(set(self._brought())):
-                if start < (before := min(row * width, numel)):
+        """The elements of a tensor that are the target's: all but rows of parts' tokens."""
+        numel = math.prod(job.output.shape)
+        runs = job.own if job.merged else ((0, numel),)
+        brought = self._brought_runs(job)
+        for start, stop in runs:
+            for first, last in brought:
+                if start < (before := min(first, stop)):
                     yield start, before
-                start = max(start, min((row + 1) * width, numel))
-        if start < numel or not numel:
-            yield start, numel
+                start = max(start, last)
+            if start < stop or not numel:
+                yield start, stop
+
+    def _brought_runs(self, job: TensorJob) -> list[tuple[int, int]]:
+        """The elements of a tensor that are rows of parts' tokens."""
+        if not (self._is_composed and _is_vocabulary(job)):
+            return []
+        width = math.prod(job.output.shape[1:])
+        return [(row * width, (row + 1) * width) for row in sorted(set(self._brought()))]
 
     def _brought(self) -> Iterator[int]:
         """Rows of the vocabulary that parts brought."""

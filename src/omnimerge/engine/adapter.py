@@ -146,7 +146,7 @@ def extract_adapter(
     refuse_existing(out, overwrite=overwrite)
     ancestor, tuned = Checkpoint.open(base), Checkpoint.open(model)
     protect_inputs(out, (ancestor, tuned))
-    files = SourceFiles((ancestor, tuned))
+    files = SourceFiles((ancestor, tuned), extracting=True)
     alignment = align(ancestor, tuned, select=select, layouts=read_all_layouts(layouts))
     if reasons := alignment.reasons():
         raise NotMergeableError(reasons)

@@ -24,12 +24,20 @@ class SourceFiles:
     Args:
         checkpoints: whose weight files these are.
         others: more files.
+        extracting: whether they are compared, for an adapter, and not merged; for messages.
 
     Raises:
         CheckpointError: if one cannot be read, or has changed since its header was.
     """
 
-    def __init__(self, checkpoints: Iterable[Checkpoint], others: Iterable[Path] = ()) -> None:
+    def __init__(
+        self,
+        checkpoints: Iterable[Checkpoint],
+        others: Iterable[Path] = (),
+        *,
+        extracting: bool = False,
+    ) -> None:
+        self._done, self._do = ("read", "extract") if extracting else ("merged", "merge")
         opened = list(checkpoints)
         self._others = {file: _stamped(file) for file in others}
         self._files = sorted({file for each in opened for file in each.files})
@@ -50,12 +58,11 @@ class SourceFiles:
         for file, before in self._others.items():
             self._compare(file, before, _stamped(file))
 
-    @staticmethod
-    def _compare(file: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def _compare(self, file: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if changed := [what for what, value in before.items() if now[what] != value]:
             raise InputChangedError(
-                f"{file} changed while it was merged ({', '.join(changed)}); merge again when "
-                "nothing writes to it"
+                f"{file} changed while it was {self._done} ({', '.join(changed)}); {self._do} "
+                "again when nothing writes to it"
             )
 
 

@@ -16,7 +16,7 @@ TINY = Preset(
     mixture=STEPS,
     pool=8,
     rank=2,
-    questions={"val": 6, "test": 12},
+    questions={"val": 3, "test": 4},
 )
 
 

@@ -26,6 +26,18 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+def stored(folder):
+    tensors = Checkpoint.open(str(folder)).tensors.items()
+    return {name: (meta.dtype, meta.shape) for name, meta in tensors}
+
+
+def described(folder):
+    """All that decides whether a merge can be loaded: how tensors are stored, and other files."""
+    own = {"merge_manifest.json", "README.md", "model.safetensors"}
+    others = [file for file in folder.rglob("*") if file.is_file() and file.name not in own]
+    return stored(folder), {str(f.relative_to(folder)): f.read_bytes() for f in others}
+
+
 def mark_built(folder, line, preset="quick"):
     built = results.Build(
         line=line.name, preset=preset, seed=0, seconds=1.0, environment=results.environment(["x"])
@@ -95,6 +107,14 @@ def test_every_method_has_numbers_or_a_reason_and_loads(line, request, monkeypat
         return 1.0, None
 
     monkeypatch.setattr(runner, "measure", measure)
+    load, loaded = type(line).check, []
+
+    def check(line, out):  # the others have the same tensors and files, which is seen below
+        if out.name in ("average", "optmerge"):
+            load(line, out)
+            loaded.append(out.name)
+
+    monkeypatch.setattr(type(line), "check", check)
     folder = request.getfixturevalue(line.name)
     mark_built(folder, line)
 
@@ -114,12 +134,14 @@ def test_every_method_has_numbers_or_a_reason_and_loads(line, request, monkeypat
     single = {"arcee_fusion", "nearswap", "nuslerp", "passthrough", "slerp"}
     assert set(refused) == (single if line.lora else single | {"robustmerge"})
     assert refused["slerp"] == "merges 1 model; there are 5 experts"
+    assert set(loaded) == {"average", "optmerge"}
+    expected = described(folder / "merged" / "average")
+    assert expected[0] == stored(folder / "base")
     for name, row in rows.items():
         if name in refused:
             continue
         assert set(row.scores) == set(line.columns)
-        merged = Checkpoint.open(str(folder / "merged" / name))
-        assert set(merged.tensors) == set(weights(folder / "base"))
+        assert described(folder / "merged" / name) == expected
 
 
 def test_time_and_memory_are_taken_in_a_fresh_process(internvl, tmp_path):

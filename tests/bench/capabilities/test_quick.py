@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
+from omnimerge.bench import runner
+from omnimerge.bench.capabilities.presets import PRESETS
 from omnimerge.cli import main
 
 METHODS = "average,task_arithmetic,ties,optmerge"
@@ -22,6 +25,21 @@ def call():
     return run
 
 
+@pytest.fixture
+def shorter(monkeypatch):
+    """What the test does not look at: the mixture learns little, no merge is measured."""
+    quick = PRESETS["internvl"]["quick"]
+    few = replace(quick, mixture=replace(quick.mixture, steps=10))
+    monkeypatch.setitem(PRESETS["internvl"], "quick", few)
+
+    def measure(line, recipe, out):  # here: the fresh process has a test of its own
+        line.write(recipe, out)
+        return 1.0, None
+
+    monkeypatch.setattr(runner, "measure", measure)
+
+
+@pytest.mark.usefixtures("shorter")
 def test_quick_internvl_merges_beat_base_and_every_expert(call, tmp_path):
     out = str(tmp_path / "internvl")
     call("build", "--line", "internvl", "--preset", "quick", "-o", out)
