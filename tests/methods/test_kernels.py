@@ -129,6 +129,16 @@ def test_differences_of_any_types(dtypes):
         assert torch.equal(kernels.merge(models, base, [1.0, 0.0]), expected[0])
 
 
+def test_tensors_of_different_sizes_are_refused():
+    for models, base in (([torch.ones(9), torch.ones(8)], None), ([torch.ones(9)], torch.ones(8))):
+        with pytest.raises(MethodError, match="different shapes"):
+            Compiled().combine(models, base, [1.0, 1.0])
+        with pytest.raises(MethodError, match="different shapes"):
+            Compiled().merge(models, base, [1.0, 1.0])
+    with pytest.raises(MethodError, match="there are 3 weights for 2 models"):
+        Compiled().merge([torch.ones(9)] * 2, None, [1.0] * 3)
+
+
 def test_tensors_that_are_not_contiguous():
     wide = torch.randn(40, 60, generator=torch.Generator().manual_seed(3))
     models, base = [wide[:, ::2].T, wide[:, 1::2].T], wide[:, :30].T

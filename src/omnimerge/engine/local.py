@@ -23,7 +23,7 @@ MEMORY = 10**9
 """Default of `LocalExecutor`: bytes for the buffers of all threads."""
 
 
-# A task of more than this part of the output is done before the others.
+# A tensor of more than this part of the output is large.
 _LARGE = 32
 
 
@@ -121,10 +121,7 @@ class Todo:
         elements: int = CHUNK_ELEMENTS,
     ) -> None:
         self._plan, self._writer = plan, writer
-        # In file order, but for the largest: the last one would keep one thread, alone.
-        tasks = list(tasks_left(plan, writer, elements))
-        late = plan.bytes_to_write // _LARGE
-        self._tasks = iter(sorted(tasks, key=lambda task: min(0, late - _nbytes(task))))
+        self._tasks = _largest_first(plan, writer, elements)
         self._lock = threading.Lock()
         self.anything = writer.resumed < plan.bytes_to_write
         self.ended = threading.Event()
@@ -194,6 +191,10 @@ class Todo:
                 raise
 
 
-def _nbytes(task: Task) -> int:
-    """Bytes that a task writes."""
-    return sum(stop - start for start, stop in task.slices) * item_size(task.job.output.dtype)
+def _largest_first(plan: MergePlan, writer: CheckpointWriter, elements: int) -> Iterator[Task]:
+    """Give tasks in file order; of whole tensors, large ones first: the last keeps one thread."""
+    whole = plan.method.statistics is not None
+    for large in (True, False) if whole else (False,):
+        for task in tasks_left(plan, writer, elements):
+            if (whole and task.job.output.nbytes * _LARGE > plan.bytes_to_write) == large:
+                yield task

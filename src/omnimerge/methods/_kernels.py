@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omnimerge.errors import MethodError
 from omnimerge.methods._random import Stream
 
 # Entries of a block whose float32 operands stay in a core's cache together.
@@ -198,7 +199,7 @@ class Compiled(Plain):
         """Give the sum."""
         source, _kept = _source(models, base)
         out = torch.empty(models[0].shape)
-        self._loops.combine(source, _floats(weights), out.view(-1).numpy())
+        self._loops.combine(source, _floats(weights, len(models)), out.view(-1).numpy())
         return out
 
     def count_upper(self, models: Sequence[Tensor], base: Tensor | None, counts: Tensor) -> None:
@@ -218,7 +219,7 @@ class Compiled(Plain):
     ) -> int:
         """Count the signs of the sum."""
         source, _kept = _source(models, base)
-        return int(self._loops.count_signs(source, low.numpy(), _floats(weights)))
+        return int(self._loops.count_signs(source, low.numpy(), _floats(weights, len(models))))
 
     def merge(
         self,
@@ -238,7 +239,7 @@ class Compiled(Plain):
         first, density = draw.stream.offset, np.float32(draw.density)
         elected = election or Election(mean=False)
         how = (election is not None, elected.mean, np.float32(elected.majority))
-        rest = (keys, _floats(weights), how, scale is not None, np.float32(scale or 0))
+        rest = (keys, _floats(weights, len(models)), how, scale is not None, np.float32(scale or 0))
         if isinstance(left, DrawByRank):
             by_rank = (first, density, np.float32(left.epsilon), _width(models[0]))
             loops.merge_rows(source, by_rank, *rest, out.view(-1).numpy())
@@ -348,6 +349,8 @@ def _width(tensor: Tensor) -> int:
 
 def _source(models: Sequence[Tensor], base: Tensor | None) -> tuple[Any, list[Tensor]]:
     """What `_loops` reads, and the tensors that have to live so long."""
+    if len({each.numel() for each in [*models, *([] if base is None else [base])]}) > 1:
+        raise MethodError("the tensors have different shapes")  # and would be read beyond their end
     one = len({model.dtype for model in models}) == 1
     kept, kinds, shifts = map(
         list, zip(*(_words(model if one else model.float()) for model in models), strict=True)
@@ -370,5 +373,7 @@ def _words(tensor: Tensor) -> tuple[Tensor, Any, np.uint32]:
     return flat.float(), np.empty(0, np.uint32), np.uint32(0)
 
 
-def _floats(weights: Sequence[float]) -> Any:
+def _floats(weights: Sequence[float], models: int) -> Any:
+    if len(weights) != models:
+        raise MethodError(f"there are {len(weights)} weights for {models} models")
     return np.asarray(weights, dtype=np.float32)
