@@ -12,7 +12,7 @@ from soaking import results, short_and_long
 SCRIPT = Path(__file__).parents[1] / "support" / "faults.py"
 
 
-@pytest.mark.parametrize(("cases", "soak"), short_and_long(20, "OMNIMERGE_FAULTS"))
+@pytest.mark.parametrize(("cases", "soak"), short_and_long(30, "OMNIMERGE_FAULTS"))
 def test_merges_with_faults(tmp_path, cases, soak):
     kept = results("faults.json") if soak else tmp_path / "found.json"
     kept.unlink(missing_ok=True)

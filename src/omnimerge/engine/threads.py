@@ -7,12 +7,34 @@ there are depends on the machine and its load: with one, the bytes are the same 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from omnimerge.engine.plan import worker_count
+
+
+class _Pool(ThreadPoolExecutor):
+    """Knows what it has begun: a `Thread.join` that was interrupted once tells too early."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, initializer=torch.set_num_threads, initargs=(1,))
+        self._begun: set[Future[Any]] = set()
+
+    def submit(self, /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        future = super().submit(*arguments, **keywords)
+        self._begun.add(future)
+        future.add_done_callback(self._begun.discard)
+        return future
+
+    def end(self) -> None:
+        """Wait for what is begun; the rest is not done."""
+        self.shutdown(wait=False, cancel_futures=True)
+        while running := [future for future in tuple(self._begun) if not future.done()]:
+            wait(running)
+        self.shutdown()
 
 
 @contextmanager
@@ -26,21 +48,19 @@ def thread_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
         A pool whose threads compute alone; OpenMP's setting is one of each thread. What it has not
         begun when the block ends is not done.
     """
-    pool = ThreadPoolExecutor(
-        count or worker_count(), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    pool = _Pool(count or worker_count())
     try:
         yield pool
     finally:
         _end(pool)
 
 
-def _end(pool: ThreadPoolExecutor) -> None:
+def _end(pool: _Pool) -> None:
     """Wait for the threads, also after a second Ctrl-C: they write into what is tidied up next."""
     interrupted = None
     while True:
         try:
-            pool.shutdown(cancel_futures=True)
+            pool.end()
         except KeyboardInterrupt as error:
             interrupted = error
             continue
