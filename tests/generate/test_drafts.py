@@ -179,7 +179,7 @@ def test_in_16_bits_drafts_differ_no_more_than_batches_do(pair, any_length):
         unlike += sum(a != b for a, b in zip(batched, expected, strict=True))
         drafts = expected
     assert (fast.stats.drafts_taken, fast.stats.drafts_in_16_bits) == (2, 2)
-    assert left <= unlike + 3  # of 120
+    assert left <= unlike + 2  # of 120
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen2_bare", "qwen2_vl", "llava_onevision"])
