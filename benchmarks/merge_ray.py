@@ -24,7 +24,8 @@ import sys
 import time
 from pathlib import Path
 
-import merge
+import merge_inputs
+from merge_inputs import Size
 
 METHODS = {
     "linear": {"method": "linear", "parameters": {"weights": [0.4, 0.3, 0.3]}},
@@ -43,7 +44,7 @@ def measure(name: str, executor: str, workers: int, folder: Path, runs: int) -> 
     """Merge several times in this process; return what it took."""
     import omnimerge
 
-    base, *models = (str(folder / each) for each in merge.NAMES)
+    base, *models = (str(folder / each) for each in merge_inputs.names(3))
     recipe = {**METHODS[name], "models": models, "max_shard_size": "200MB"}
     if recipe.get("base"):
         recipe["base"] = base
@@ -100,12 +101,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also save the table here")
     parser.add_argument("--one", nargs=3, metavar=("CASE", "EXECUTOR", "WORKERS"), help="internal")
     options = parser.parse_args()
-    folder = options.scratch / f"merge-{options.size:g}GB"
+    size = Size(f"{options.size:g}", 1024)
+    folder = options.scratch / size.folder
     if options.one:
         name, executor, workers = options.one
         print(json.dumps(measure(name, executor, int(workers), folder, options.runs)))
         return
-    merge.make_checkpoints(folder, options.size)
+    merge_inputs.make_checkpoints(folder, size, 3)
     rows = []
     for name in METHODS:
         for executor, workers in [("local", 0), *(("ray", n) for n in options.workers)]:

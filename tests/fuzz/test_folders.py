@@ -17,6 +17,7 @@ from omnimerge.checkpoint.staging import manifest_key
 from omnimerge.engine.manifest import manifest
 from omnimerge.engine.verify import verify
 from omnimerge.errors import CheckpointError, OutputError, PromptError
+from omnimerge.generate.loading import load_model
 from omnimerge.generate.prompts import read_prompts
 
 CARD = "---\nlicense: mit\n---\n"
@@ -148,6 +149,38 @@ def test_the_templates_of_a_target(recipe, tmp_path):
         with pytest.raises(CheckpointError, match=r"x\.jinja is a link that leaves its folder"):
             omnimerge.merge(recipe, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "why"),
+    [
+        ("templates", "is a link to another folder, which is not followed; put a copy of"),
+        ("../outside", "is a link that leaves its folder, to .*outside; put the file itself there"),
+    ],
+)
+def test_no_subfolder_of_a_target_is_lost(recipe, tmp_path, to, why):
+    target = tmp_path / "target"
+    shutil.copytree(recipe["target"], target)
+    for folder in ("templates", "checkpoint-500", "../outside"):
+        (target / folder).mkdir()
+        (target / folder / "a.jinja").write_text("hello")
+    (target / "latest").symlink_to("checkpoint-500")  # what training left
+    recipe = {**recipe, "target": str(target)}
+    omnimerge.merge(recipe, tmp_path / "out")
+    assert [each.name for each in (tmp_path / "out").iterdir() if each.is_dir()] == ["templates"]
+    (target / "additional_chat_templates").symlink_to(to)
+    with pytest.raises(CheckpointError, match=rf"additional_chat_templates {why}"):
+        omnimerge.merge(recipe, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_pipe_in_a_subfolder_of_a_model_that_answers(recipe, tmp_path):
+    target = tmp_path / "target"
+    shutil.copytree(recipe["target"], target)
+    (target / "additional_chat_templates").mkdir()
+    os.mkfifo(target / "additional_chat_templates" / "x.jinja")
+    with hostile.deadline(60), pytest.raises(CheckpointError, match=r"x\.jinja: it is no regular"):
+        load_model(target, device="cpu", dtype="auto", trust_remote_code=False)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"splits": ["a"]}'])

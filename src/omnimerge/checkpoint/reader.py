@@ -199,13 +199,15 @@ class Checkpoint:
             Paths relative to `folder`, sorted.
 
         Raises:
-            CheckpointError: if a subfolder cannot be read, or one is a link that leaves the folder.
+            CheckpointError: if a subfolder cannot be read or is a link, or a file is a link that
+                leaves the folder.
         """
         weights = {file.name for file in self.files}
         found = []
         for root, folders, files in os.walk(self.folder, onerror=_refuse_unreadable):
             here = Path(root)
             folders[:] = [name for name in folders if _belongs(here / name)]
+            _refuse_links(self.folder, [here / name for name in folders])
             for name in files:
                 weight = name in weights or Path(name).suffix in _WEIGHT_SUFFIXES
                 weight = weight or ".index." in name or name.startswith(_TRAINING_FILES)
@@ -345,9 +347,21 @@ def _indexed_files(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[st
 
 
 def _belongs(folder: Path) -> bool:
-    if folder.name.startswith((".", *_TRAINING_FOLDERS)):
+    names = (folder.name, Path(os.path.realpath(folder)).name)  # "latest" -> "checkpoint-500"
+    if any(name.startswith((".", *_TRAINING_FOLDERS)) for name in names):
         return False
     return not (folder / "merge_manifest.json").exists()
+
+
+def _refuse_links(home: Path, folders: list[Path]) -> None:
+    """Say which subfolder would be missed: links are not followed, as they can lead in a ring."""
+    check_inside(home, *folders)
+    for folder in folders:
+        if folder.is_symlink():
+            raise CheckpointError(
+                f"{folder} is a link to another folder, which is not followed; put a copy of that "
+                "folder there, or remove the link"
+            )
 
 
 def _refuse_unreadable(error: OSError) -> None:

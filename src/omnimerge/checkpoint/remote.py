@@ -29,6 +29,8 @@ ADAPTER_NAME = "adapter_model.safetensors"
 _MAX_SMALL_BYTES = 500_000_000
 _BLOCK_BYTES = 8 << 20
 _BLOCKS = 8
+# Files that are asked about at once.
+_QUESTIONS = 8
 # What storages tell of a file that changes when it is written again.
 _IDENTITY = (
     *("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created"),
@@ -73,7 +75,8 @@ def mirror(url: str) -> Path:
         fs, root = _storage(url)
         listed = dict(_listing(fs, root))
     copied, weights = _chosen(url, listed)
-    seen = json.dumps([url, weights, [[name, *listed[name]] for name in (*copied, *weights)]])
+    stamps = _stamps(fs, root, url, weights)
+    seen = json.dumps([url, stamps, [[name, *listed[name]] for name in (*copied, *weights)]])
     home = _cache() / hashlib.sha256(seen.encode()).hexdigest()[:20]
     folder = home / (PurePosixPath(root).name or "root")
     if not (folder / MARK).is_file():
@@ -82,7 +85,7 @@ def mirror(url: str) -> Path:
             with tempfile.TemporaryDirectory(dir=home) as made:
                 fresh = Path(made) / "files"
                 fresh.mkdir()
-                _fill(fresh, fs, root, url, copied, weights)
+                _fill(fresh, fs, root, url, copied, stamps)
                 if not (folder / MARK).is_file():  # another process can be first
                     fresh.rename(folder)
         except OSError as error:
@@ -116,24 +119,33 @@ def _chosen(
     return tuple(small), tuple(weights)
 
 
+def _stamps(fs: Any, root: str, url: str, weights: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """What every weight file is now, asked for as it will be asked for again."""
+
+    def look(name: str) -> tuple[int, int]:
+        with _told(f"{url}/{name}"):
+            return _look(fs, f"{root}/{name}")
+
+    with ThreadPoolExecutor(_QUESTIONS, "omnimerge-look") as pool:
+        return dict(zip(weights, pool.map(look, weights), strict=True))
+
+
 def _fill(
     folder: Path,
     fs: Any,
     root: str,
     url: str,
     copied: tuple[str, ...],
-    weights: tuple[str, ...],
+    stamps: Mapping[str, tuple[int, int]],
 ) -> None:
     """Copy files and the headers of weights; the mark tells what the weights were before that."""
-    stamps = {}
     for name in copied:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with _told(f"{url}/{name}"):
             content = fs.cat_file(f"{root}/{name}")
         (folder / name).write_bytes(content)
-    for name in weights:
+    for name, (size, _) in stamps.items():
         with _told(f"{url}/{name}"):
-            stamps[name] = size, _ = _look(fs, f"{root}/{name}")
             header = _header(fs, f"{root}/{name}", size)
         (folder / name).write_bytes(header)
     mark = json.dumps({"url": url, "files": stamps}, indent=1)
@@ -286,6 +298,7 @@ def _identity(info: dict[str, Any]) -> tuple[int, str]:
 
 
 def _look(fs: Any, path: str) -> tuple[int, int]:
+    fs.invalidate_cache()  # a listing tells other things, or in another form: S3's no version
     size, identity = _identity(fs.info(path))
     return size, int(identity, 16)
 

@@ -61,8 +61,8 @@ class SourceFiles:
     def _compare(self, file: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if changed := [what for what, value in before.items() if now[what] != value]:
             raise InputChangedError(
-                f"{file} changed while it was {self._done} ({', '.join(changed)}); {self._do} "
-                "again when nothing writes to it"
+                f"{place_of(file)} changed while it was {self._done} ({', '.join(changed)}); "
+                f"{self._do} again when nothing writes to it"
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from omnimerge.checkpoint.remote import Remote
+from omnimerge.checkpoint.small_file import check_small_files
 from omnimerge.errors import GenerationError, one_line
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -73,6 +74,7 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
     Raises:
         GenerationError: if the folder holds no generating model, or its tensors are not exactly
             those of the model.
+        CheckpointError: if a small file of the folder must not be opened, such as a pipe.
     """
     if dtype not in DTYPES:
         raise GenerationError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
@@ -83,6 +85,7 @@ def load_model(folder: Path, *, device: str, dtype: str, trust_remote_code: bool
         )
     if not (folder / "config.json").is_file():
         raise GenerationError(f"{folder} has no config.json; give the folder of a checkpoint")
+    check_small_files(folder)
     if dtype == "auto" and device.startswith("cpu"):
         dtype = "float32"
     check_device(device)
