@@ -286,6 +286,12 @@ def test_what_was_uploaded_before_a_failure_is_not_uploaded_again(hub, token, me
     assert hub.count("PUT /lfs") == len(weights)
 
 
+def test_a_repository_without_a_name_is_refused_before_the_merge(options, tmp_path):
+    said = run("merge", *options, "-o", tmp_path / "out", "--push", "", code=1)
+    assert "cannot push to '': give owner/name" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_push_that_is_interrupted(hub, token, options, tmp_path, monkeypatch):
     def interrupt(*arguments, **more):
         raise KeyboardInterrupt

@@ -106,6 +106,11 @@ def test_a_merge_from_urls_has_the_bytes_of_one_from_folders(checkpoints, tmp_pa
     assert len(checks) > 5 and {check.state for check in checks} == {"ok"}
 
 
+def test_what_is_shown_of_a_url_is_the_url(tmp_path):
+    url = put(large(tmp_path / "m"), "counting://bucket/m")
+    assert omnimerge.inspect(url)["path"] == url
+
+
 def test_weights_are_read_by_ranges_and_each_block_once(tmp_path):
     url = put(large(tmp_path / "m"), "counting://bucket/m")
     with Checkpoint.open(url) as checkpoint:

@@ -5,6 +5,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,26 @@ def recipe(checkpoints, tmp_path):
 
 def first(donor):
     return donor / "model-00001-of-00002.safetensors"
+
+
+def test_what_cannot_be_printed_is_one_line(recipe, tmp_path):
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(recipe))
+    for arguments in (["merge", file, "-o", out], ["plan", file, "--json"]):
+        with open("/dev/full", "w") as full:  # noqa: PTH123
+            done = subprocess.run(
+                [sys.executable, "-m", "omnimerge", *map(str, arguments)],
+                stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            )  # fmt: skip
+        last = done.stderr.splitlines()[-1]
+        assert (done.returncode, last) == (1, "Error: cannot print: No space left on device")
+        assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert (out / "merge_manifest.json").is_file()
+
+
+def test_options_of_a_deep_look_are_for_it(tmp_path):
+    done = CliRunner().invoke(main, ["verify", str(tmp_path), "--tensors", "3"])
+    assert done.exit_code == 2 and "--tensors is for --deep" in done.output
 
 
 def cut(count):

@@ -1,13 +1,18 @@
 """`omnimerge search` from prompts to report, as a user runs it."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from small_merge import files
 
+from omnimerge.checkpoint import journal, writer
 from omnimerge.cli import main
+from omnimerge.engine import execute
 
 
 @pytest.fixture
@@ -134,6 +139,46 @@ def candidates(work, *more, grid="0:0.4:0.2", out="c", code=0):
     assert result.exit_code == code, result.output + repr(result.exception)
     assert result.output.count("Error: ") == code
     return result.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_candidates_that_were_stopped_go_on(work, number, monkeypatch):
+    monkeypatch.setattr(journal, "INTERVAL", 0.0)
+    candidates(work, out="whole")
+    child = os.fork()
+    if not child:
+        _stop_within_the_second(number)
+        try:
+            candidates(work)
+        except AssertionError as error:  # of Ctrl-C
+            os._exit(100 * ("The same command goes on." not in str(error)))
+        os._exit(99)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended == (0 if number == signal.SIGINT else -number)
+    assert (work / "c" / ".alpha_0.20.omnimerge").is_dir()
+    said = candidates(work)
+    assert (said.count(": written"), said.count("there already")) == (2, 1)
+    for name in ("alpha_0.00", "alpha_0.20", "alpha_0.40"):
+        assert files(work / "c" / name) == files(work / "whole" / name)
+    assert not list((work / "c").glob(".*"))
+
+
+def _stop_within_the_second(number):
+    """Send a signal to this process when half of its second output is on disk."""
+    begin, begun = writer.Journal.__init__, []
+
+    def noted(self, *arguments):
+        begin(self, *arguments)
+        begun.append(self)
+
+    def advance(self, written, report=execute._Meter.report):
+        report(self, written)
+        if len(begun) == 2 and self._done > self._total // 2:
+            begun[1].note()
+            os.kill(os.getpid(), number)
+
+    writer.Journal.__init__ = noted
+    execute._Meter.report = advance
 
 
 def test_candidates_of_another_grid_are_added(work):

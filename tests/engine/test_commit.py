@@ -18,7 +18,7 @@ from small_merge import files, recipe_of, run
 import omnimerge
 from omnimerge.checkpoint import CheckpointWriter, OutputTensor, journal, staging, writer
 from omnimerge.engine.slices import SliceWorker
-from omnimerge.errors import InputChangedError, OutputError
+from omnimerge.errors import CheckpointError, InputChangedError, OutputError
 
 
 @pytest.fixture
@@ -379,12 +379,13 @@ def test_a_source_of_another_header_and_the_same_size_and_time(recipe, tmp_path)
     assert list(tmp_path.iterdir()) == [donor]
 
 
-def test_pipes_among_a_targets_files_are_left_out(recipe, tmp_path):
+def test_a_pipe_among_a_targets_files_is_named(recipe, tmp_path):
     target = tmp_path / "target"
     shutil.copytree(recipe["target"], target)
     os.mkfifo(target / "extra.json")
-    omnimerge.merge({**recipe, "target": str(target)}, tmp_path / "out")
-    assert not (tmp_path / "out" / "extra.json").exists()
+    with pytest.raises(CheckpointError, match=r"extra.json is no regular file and cannot be cop"):
+        omnimerge.merge({**recipe, "target": str(target)}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_the_target_lost_since_is_not_in_the_output(recipe, tmp_path, monkeypatch):
@@ -559,7 +560,7 @@ def test_one_process_at_a_time(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["link", "file", "folder"])
+@pytest.mark.parametrize("kind", ["link", "file", "folder", "pipe"])
 def test_somebodys_file_in_the_place_of_the_lock(tmp_path, kind):
     lock, mine = tmp_path / ".out.omnimerge-lock", tmp_path / "mine"
     mine.write_text("dear")
@@ -567,6 +568,8 @@ def test_somebodys_file_in_the_place_of_the_lock(tmp_path, kind):
         lock.mkdir()
     elif kind == "file":
         lock.write_text("dear")
+    elif kind == "pipe":
+        os.mkfifo(lock)
     else:
         lock.symlink_to(mine)
     with (
@@ -576,6 +579,75 @@ def test_somebodys_file_in_the_place_of_the_lock(tmp_path, kind):
         pass
     assert "nothing was left" in run("clean", tmp_path / "out").output
     assert lock.exists() and mine.read_text() == "dear"
+
+
+def test_an_earlier_output_that_cannot_be_removed(recipe, tmp_path, monkeypatch):
+    """It stays, is known for what it is, and goes as soon as it can."""
+    out, hidden = tmp_path / "out", tmp_path / ".out.omnimerge"
+    omnimerge.merge({**recipe, "parameters": {"alpha": 0.1}}, out)
+    monkeypatch.setattr(staging, "_remove", failing(errno.EACCES))
+    omnimerge.merge(recipe, out, overwrite=True)
+    (left,) = staging.leftovers(out)
+    assert (left.folder, left.replaced, left.resumable) == (hidden, True, False)
+    with pytest.raises(OutputError, match=r"cannot write .*out: Permission denied"):
+        omnimerge.merge({**recipe, "parameters": {"alpha": 0.2}}, out, overwrite=True)
+    whole = files(out)
+    monkeypatch.undo()
+    omnimerge.merge({**recipe, "parameters": {"alpha": 0.2}}, out, overwrite=True)
+    assert staging.leftovers(out) == [] and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert files(out).keys() == whole.keys() and files(out) != whole
+
+
+def test_clean_goes_on_after_what_it_cannot_remove(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / f".{name}.omnimerge").mkdir()
+    remove = staging._remove
+
+    def stuck(folder):
+        failing(errno.EACCES)() if folder.name == ".a.omnimerge" else remove(folder)
+
+    monkeypatch.setattr(staging, "_remove", stuck)
+    done = run("clean", tmp_path)
+    assert done.exit_code == 1 and f"removed {tmp_path / '.b.omnimerge'}" in done.output
+    assert done.stderr == f"Error: cannot remove {tmp_path / '.a.omnimerge'}: Permission denied\n"
+
+
+@pytest.mark.parametrize("command", ["merge", "resume", "inside", "clean", "inspect"])
+def test_links_in_a_ring(recipe, tmp_path, command):
+    ring, file = tmp_path / "ring", tmp_path / "recipe.yaml"
+    ring.symlink_to("ring")
+    file.write_text(json.dumps(recipe))
+    done = {
+        "merge": lambda: run("merge", file, "-o", ring),
+        "resume": lambda: run("merge", file, "-o", ring, "--resume"),
+        "inside": lambda: run("merge", file, "-o", ring / "out"),
+        "clean": lambda: run("clean", ring),
+        "inspect": lambda: run("inspect", ring),
+    }[command]()
+    if command == "clean":
+        assert (done.exit_code, done.output) == (0, f"nothing was left of {ring}, nor in it\n")
+        return
+    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1, done.output
+    assert str(ring) in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"ring", "recipe.yaml"}
+
+
+def test_an_output_below_a_file(recipe, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write .*file/out: Not a directory"):
+        omnimerge.merge(recipe, tmp_path / "file" / "out")
+
+
+def test_a_hidden_folder_that_is_taken_away_is_not_promised(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "INTERVAL", 0.0)
+
+    def take(done, total):
+        if done > total // 2:
+            shutil.rmtree(tmp_path / ".out.omnimerge", ignore_errors=True)
+
+    with pytest.raises((OutputError, CheckpointError)) as found:
+        omnimerge.merge(recipe, tmp_path / "out", on_progress=take)
+    assert "what is done is kept" not in str(found.value)
 
 
 def test_a_lock_that_was_left_alone(tmp_path):

@@ -325,6 +325,7 @@ def test_the_command(cluster, recipe, tmp_path):
         (("--executor", "ray", "--memory", "2GB"), "give every machine's memory to"),
         (("--address", "auto"), "--address is for --executor ray"),
         (("--executor", "ray", "--as-adapter", "4"), "--as-adapter runs on this machine"),
+        (("--executor", "ray", "--address", ""), "--address is empty; give auto or host:port"),
     ):
         refused = run(*out, *options)
         assert refused.exit_code == 2 and why in refused.output

@@ -275,11 +275,40 @@ def test_clean_that_is_killed_leaves_nothing_to_go_on_with(recipe, tmp_path):
         (b'{"merge":"k"}\n[[[0,5]]]\n[[[0,9]]]\n[[[0,1', ("k", [[[0, 9]]])),
         (b'{"merge":"k"}\n[[[0,5]]]\n\x00\xff\n[[[0,9]]]\n', ("k", [[[0, 5]]])),
         (b"[]\n[[[0,5]]]\n", ("", [])),
+        *(
+            (b'{"merge":"k"}\n[[[0,5]]]\n' + odd + b"\n", ("k", [[[0, 5]]]))
+            for odd in (
+                b"5",
+                b"[1,2]",
+                b"[[null]]",
+                b"[[0]]",
+                b"[[[0]]]",
+                b'[[["a","b"]]]',
+                b"[[[0,1e400]]]",
+                b"[[[5,0]]]",
+                b"[[[-1,5]]]",
+                b"[[[0,true]]]",
+                b"[[[0,5,9]]]",
+                b"{}",
+            )
+        ),
     ],
 )
 def test_a_journal_that_was_cut_off(tmp_path, text, expected):
     (tmp_path / "j").write_bytes(text)
     assert journal.read_journal(tmp_path / "j") == expected
+
+
+def test_a_journal_that_promises_more_than_there_is(recipe, tmp_path):
+    out = tmp_path / "out"
+    omnimerge.merge(recipe, tmp_path / "whole")
+    interrupted(recipe, out)
+    file = tmp_path / ".out.omnimerge" / "omnimerge.journal"
+    key, ranges = journal.read_journal(file)
+    journal.begin_journal(file, key, [[[0, 10**12]] for _ in ranges])
+    there = []
+    omnimerge.merge(recipe, out, resume=True, on_progress=lambda done, total: there.append(done))
+    assert there[0] == 0 and files(out) == files(tmp_path / "whole")
 
 
 def test_two_processes_on_one_output(recipe, tmp_path):
@@ -306,7 +335,8 @@ def test_clean_names_and_removes(recipe, tmp_path):
         assert found.exit_code == 0
         assert f"found {tmp_path / '.out.omnimerge'} (an interrupted merge of {out}" in found.output
         assert "can be resumed" in found.output
-    assert f"removed {tmp_path / '.out.omnimerge'}" in run("clean", out).output
+    gone = run("clean", out).output
+    assert f"removed {tmp_path / '.out.omnimerge'}" in gone and "can be resumed" not in gone
     assert list(tmp_path.iterdir()) == []
     assert run("clean", out).output == f"nothing was left of {out}, nor in it\n"
 

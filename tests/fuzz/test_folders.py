@@ -132,19 +132,22 @@ def test_subfolders_that_are_links(tmp_path):
 
 
 def test_the_templates_of_a_target(recipe, tmp_path):
-    """A pipe among files that are copied is none of them; a link that leads away is refused."""
+    """A pipe among files that are copied is refused, and so is a link that leads away."""
     target = tmp_path / "target"
     shutil.copytree(recipe["target"], target)
     templates = target / "additional_chat_templates"
     templates.mkdir()
     (templates / "a.jinja").write_text("hello")
-    spoil(templates / "x.jinja", "pipe")
     recipe = {**recipe, "target": str(target)}
     with hostile.deadline(60):
         omnimerge.merge(recipe, tmp_path / "out")
         written = tmp_path / "out" / "additional_chat_templates"
         assert [file.name for file in written.iterdir()] == ["a.jinja"]
         assert {check.state for check in verify(tmp_path / "out")} == {"ok"}
+        spoil(templates / "x.jinja", "pipe")
+        with pytest.raises(CheckpointError, match=r"x\.jinja is no regular file and cannot be"):
+            omnimerge.merge(recipe, tmp_path / "again")
+        (templates / "x.jinja").unlink()
         spoil(templates / "x.jinja", "link", outside=tmp_path / "outside")
         with pytest.raises(CheckpointError, match=r"x\.jinja is a link that leaves its folder"):
             omnimerge.merge(recipe, tmp_path / "again")

@@ -127,6 +127,17 @@ def test_names_in_the_map(tmp_path):
     harmless(page)
 
 
+def test_directions_in_the_map(tmp_path):
+    """A name cannot turn around what stands beside it, nor hold what is no text."""
+    odd = "a\u202e\x1b[2J\u2066b"
+    first, second = model(tmp_path / "one", odd), model(tmp_path / "two", f"visual.{odd}")
+    done = run("map", first, second, "--html", tmp_path / "map.html")
+    page = (tmp_path / "map.html").read_text()
+    assert (tmp_path / "map.html").is_file(), done.output
+    assert r"a\u202e\x1b[2J\u2066b" in page
+    assert not set(odd) & set(page) - set("a[2Jb")
+
+
 def harmless(text):
     tags = Page(text).found
     assert not [tag for tag, _ in tags if tag in ("script", "img", "iframe", "object")]

@@ -44,7 +44,7 @@ def summarize(checkpoint: Checkpoint, extra: Sequence[Layout] = ()) -> dict[str,
         entry["bytes"] += meta.nbytes
         dtypes[meta.dtype] = dtypes.get(meta.dtype, 0) + 1
     return {
-        "path": str(checkpoint.folder),
+        "path": checkpoint.location,
         "model_type": checkpoint.config.get("model_type"),
         "architectures": checkpoint.config.get("architectures"),
         "layout": layout,

@@ -40,9 +40,12 @@ def read_journal(file: Path) -> tuple[str, list[list[list[int]]]]:
     ranges: list[list[list[int]]] = []
     for line in lines[1:] if key else ():
         try:
-            ranges = json.loads(line if line.endswith(b"\n") else b"")
+            entry = json.loads(line if line.endswith(b"\n") else b"")
         except (ValueError, RecursionError):
             break
+        if not _are_ranges(entry):
+            break
+        ranges = entry
     return key, ranges
 
 
@@ -98,6 +101,21 @@ def sync_folder(folder: Path) -> None:
 def _add_line(stream: FileIO, value: object) -> None:
     stream.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
     os.fsync(stream.fileno())
+
+
+def _are_ranges(entry: object) -> bool:
+    """Whether a line holds pairs of growing numbers, in a list per shard."""
+    return isinstance(entry, list) and all(
+        isinstance(shard, list)
+        and all(
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(type(number) is int for number in pair)
+            and 0 <= pair[0] <= pair[1]
+            for pair in shard
+        )
+        for shard in entry
+    )
 
 
 def _key_in(line: bytes) -> str:

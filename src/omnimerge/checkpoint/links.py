@@ -28,6 +28,20 @@ def check_inside(folder: Path, *files: Path) -> None:
     for file in files:
         real = Path(os.path.realpath(file))
         if not any(real.is_relative_to(place) for place in allowed):
+            if file.name == ".." or ".." in file.parts[len(folder.parts) :]:
+                raise CheckpointError(f"{file} is outside of {folder}; leave it out")
             raise CheckpointError(
                 f"{file} is a link that leaves its folder, to {real}; put the file itself there"
             )
+
+
+def real_path(path: Path) -> Path:
+    """Follow links, as far as they lead somewhere.
+
+    Args:
+        path: any path.
+
+    Returns:
+        An absolute path; of links in a ring it is one of them, which the system then refuses.
+    """
+    return Path(os.path.realpath(path))

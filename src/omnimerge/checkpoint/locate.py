@@ -31,6 +31,8 @@ def locate(reference: str | Path) -> Path:
             return folder
         if folder.exists():
             raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
+        if folder.is_symlink():
+            raise CheckpointError(f"{folder} is a link to what is not there; mend or remove it")
         if is_url(text):
             return mirror(text)
         if not is_reference(text):

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from pathlib import Path
 
 from omnimerge.errors import OutputError
@@ -39,7 +40,7 @@ class Lock:
                     raise OutputError(
                         f"another process is writing {out}; wait for it, or give another folder"
                     )
-                if not _TEXT.fullmatch(os.pread(self._descriptor, 1000, 0)):
+                if not _is_lock(self._descriptor):
                     raise in_the_way(self.file)
                 if self._has_its_name():
                     return
@@ -59,12 +60,16 @@ class Lock:
             os.pwrite(self._descriptor, key.encode(), 0)
             os.fsync(self._descriptor)
 
-    def release(self) -> None:
-        """Remove the file, then let go of it; may be called again."""
+    def release(self, *, remove: bool = True) -> None:
+        """Remove the file, then let go of it; may be called again.
+
+        Args:
+            remove: else the file stays, with what was noted in it.
+        """
         if self._descriptor < 0:
             return
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(self._descriptor), self.file.stat()):
+            if remove and os.path.samestat(os.fstat(self._descriptor), self.file.stat()):
                 self.file.unlink()
         os.close(self._descriptor)
         self._descriptor = -1
@@ -135,6 +140,12 @@ def in_the_way(path: Path) -> OutputError:
     return OutputError(
         f"{path} is in the way and is nothing that a merge left; remove it, or give another folder"
     )
+
+
+def _is_lock(descriptor: int) -> bool:
+    """Whether an open file is what a lock looks like."""
+    regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    return regular and bool(_TEXT.fullmatch(os.pread(descriptor, 1000, 0)))
 
 
 def _flock(descriptor: int) -> bool:

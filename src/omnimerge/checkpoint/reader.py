@@ -192,15 +192,15 @@ class Checkpoint:
     def other_files(self) -> list[Path]:
         """List the files that belong to the model and are not weights.
 
-        Left out are hidden files, other forms of the weights, what training leaves behind, folders
-        that hold a merge, and what is no file, such as a pipe.
+        Left out are hidden files, other forms of the weights, what training leaves behind, and
+        folders that hold a merge.
 
         Returns:
             Paths relative to `folder`, sorted.
 
         Raises:
             CheckpointError: if a subfolder cannot be read or is a link, or a file is a link that
-                leaves the folder.
+                leaves the folder, or no regular file, such as a pipe.
         """
         weights = {file.name for file in self.files}
         found = []
@@ -214,7 +214,9 @@ class Checkpoint:
                 if not weight and not name.startswith("."):
                     check_inside(self.folder, here / name)
                     if not (here / name).is_file() and (here / name).exists():
-                        continue  # reading a pipe would wait for ever
+                        raise CheckpointError(  # reading a pipe would wait for ever
+                            f"{here / name} is no regular file and cannot be copied; remove it"
+                        )
                     found.append((here / name).relative_to(self.folder))
         return sorted(found)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnimerge.checkpoint.journal import journal_key, sync_folder
+from omnimerge.checkpoint.links import real_path
 from omnimerge.checkpoint.lock import Lock, in_the_way, is_held, note_of
 from omnimerge.checkpoint.shard import DISK_FULL
 from omnimerge.checkpoint.small_file import read_json
@@ -81,6 +83,9 @@ class Staging:
         self._made = _make_folders(out.parent)
         self._lock = Lock(out, _beside(out, _LOCK_SUFFIX))
         try:
+            new_key = note_of(self._lock.file)
+            if new_key and new_key == manifest_key(out) and is_finished(self.folder):
+                self._remove_earlier(self.folder)
             self._lock.note("")
             try:
                 self.folder.mkdir()
@@ -92,6 +97,14 @@ class Staging:
             (self.folder / JOURNAL_NAME).touch()
         except BaseException:
             self.release()
+            raise
+
+    def _remove_earlier(self, folder: Path) -> None:
+        """Remove an earlier output; where that fails, the lock stays to tell what it is."""
+        try:
+            _remove(folder)
+        except OSError:
+            self._lock.release(remove=False)
             raise
 
     def empty(self) -> None:
@@ -128,7 +141,7 @@ class Staging:
         sync_folder(self.out.parent)
         if earlier is not None:
             with contextlib.suppress(OSError):  # `clean` removes what stays
-                _remove(earlier)
+                self._remove_earlier(earlier)
         self.release()
 
     def discard(self) -> None:
@@ -177,7 +190,7 @@ def left_of(out: Path) -> list[Leftover]:
 
 def _resolved(out: Path) -> Path:
     """What a link leads to, as a writer takes it."""
-    return out.resolve() if out.is_symlink() else out
+    return real_path(out) if out.is_symlink() else out
 
 
 def _left_at(hidden: Path) -> list[Leftover]:
@@ -236,7 +249,7 @@ def clean(leftover: Leftover) -> str:
 
 def _beside(out: Path, suffix: str) -> Path:
     """The hidden name of an output, which may be written as ``.`` or ``..``."""
-    place = out.resolve() if out.name in ("", "..") else out
+    place = real_path(out) if out.name in ("", "..") else out
     if not place.name:
         raise OutputError(f"{out} is the root of the file system; give a folder in it")
     return place.with_name(f".{place.name}{suffix}")
@@ -342,7 +355,10 @@ def _renameat2(one: Path, other: Path) -> None:
 def _make_folders(folder: Path) -> list[Path]:
     """Create a folder and its parents; return those that were created, the deepest first."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
     return missing
 
 

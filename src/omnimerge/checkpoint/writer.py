@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from types import TracebackType
 
 from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
 from omnimerge.checkpoint.journal import Journal, begin_journal, read_journal
+from omnimerge.checkpoint.links import real_path
 from omnimerge.checkpoint.shard import DISK_FULL, OutputTensor, ShardFile, safetensors_header
 from omnimerge.checkpoint.staging import (
     JOURNAL_NAME,
@@ -83,7 +85,7 @@ class CheckpointWriter:
         hashing: bool = True,
     ) -> None:
         unnamed = out.name in ("", "..")  # the system does not rename to a dot
-        self.out = out.resolve() if unnamed or out.is_symlink() else out
+        self.out = real_path(out) if unnamed or out.is_symlink() else out
         self.folder = self.out
         self.resumed = 0
         self._stem, self.key, self._resume = stem, key, resume
@@ -238,7 +240,9 @@ class CheckpointWriter:
         names = [f"-{i + 1:05d}-of-{count:05d}" if count > 1 else "" for i in range(count)]
         paths = [self.folder / f"{self._stem}{name}.safetensors" for name in names]
         kept = [
-            ranges if path.is_file() and path.stat().st_size == _size(tensors) else []
+            ranges
+            if path.is_file() and path.stat().st_size == _size(tensors) >= _end(ranges)
+            else []
             for path, tensors, ranges in zip(
                 paths, self._tensors, done or [[]] * count, strict=True
             )
@@ -300,7 +304,7 @@ class CheckpointWriter:
         if isinstance(error, KeyboardInterrupt) and done > headers:
             with contextlib.suppress(OSError):  # the last second's work
                 _undisturbed(journal.note)  # wrappers often pass a Ctrl-C on a second time
-        if journal.nbytes <= headers:
+        if journal.nbytes <= headers or not staging.folder.is_dir():
             self._discard()
             return False
         _undisturbed(self._close)
@@ -317,6 +321,11 @@ class CheckpointWriter:
         _undisturbed(self._close)
         if self._staging is not None:
             _undisturbed(self._staging.discard)
+
+
+def _end(ranges: Sequence[Sequence[int]]) -> int:
+    """The last byte that a journal speaks of."""
+    return max((stop for _, stop in ranges), default=0)
 
 
 def _size(tensors: Sequence[OutputTensor]) -> int:
@@ -381,6 +390,12 @@ def refuse_mounted(out: Path) -> None:
 def _explain(error: OSError, out: Path, kept: bool = False) -> OutputError:
     """Say what went wrong in terms of the folder the user asked for."""
     more = _go_on(out) if kept else ""
+    if error.errno == errno.EFBIG:
+        return OutputError(
+            f"a file of {out} would be larger than this process or file system allows "
+            f"({error.strerror}); raise the limit (`ulimit -f`), or give a smaller "
+            f"max_shard_size{more}"
+        )
     if error.errno in DISK_FULL:
         return OutputError(
             f"no space left for {out} ({error.strerror}); free some, or give a folder elsewhere"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
+import io
 import signal
+import sys
 import threading
 import time
 from functools import lru_cache
@@ -58,16 +61,23 @@ class _Commands(LazyGroup):
         except OmnimergeError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:
-            if error.filename is None:  # not about a file, or a pipe that click knows about
+            if error.errno == errno.EPIPE:  # click knows about those
                 raise
             why = error.strerror or type(error).__name__
-            raise click.ClickException(printable(f"{error.filename}: {why}")) from error
+            place = error.filename or _silenced()
+            raise click.ClickException(printable(f"{place}: {why}")) from error
         except TerminatedError as error:
             click.echo(printable(f"Terminated.{_left(ctx)}"), err=True)
             raise click.exceptions.Exit(1) from error
         except KeyboardInterrupt as error:
             click.echo(printable(f"Interrupted.{_left(ctx)}"), err=True)
             raise click.exceptions.Exit(130) from error
+
+
+def _silenced() -> str:
+    """Leave what could not be printed unprinted: the end of the process would try it again."""
+    sys.stdout = io.StringIO()
+    return "cannot print"
 
 
 @lru_cache
@@ -90,7 +100,7 @@ def _left(ctx: click.Context) -> str:
     """What a merge that was interrupted left, and how to go on."""
     known = ctx.obj or {}
     if "again" in known:
-        return f" The folder is complete; push it again with `{known['again']}`."
+        return f" {known['again']}"
     out = known.get("out")
     if out is None:
         return ""

@@ -42,12 +42,13 @@ def command(
     from omnimerge.search.candidates import write_candidates
     from omnimerge.search.planning import axes_of, load_varied
 
+    click.get_current_context().find_root().obj = {"again": "The same command goes on."}
     keys = {key: options.pop(key) for key in RECIPE_KEYS}
     space = axes_of(options["grid"], options["shares"], options["parameter"])
     parsed = recipe_from(recipe, keys, parameters, load=partial(load_varied, space=space))
 
     def merge(plan: MergePlan, folder: Path) -> None:
-        run_plan(plan, folder, finish=write_card)
+        run_plan(plan, folder, resume=True, finish=write_card)
 
     def told(point: str, written: bool) -> None:
         echo(f"{point}: {'written' if written else 'there already'}")

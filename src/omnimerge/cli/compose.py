@@ -62,6 +62,7 @@ def command(
     """
     from omnimerge.compose import compose, load_recipe
 
+    click.get_current_context().find_root().obj = {"out": out}
     start = time.perf_counter()
     given = {key: value for key, value in options.items() if value is not None}
     parsed = load_recipe(recipe, replace=given, parameters=parse_parameters(parameters))

@@ -50,6 +50,7 @@ def command(
 
     if (rank is None) == (energy is None):
         raise click.UsageError("give either --rank or --energy")
+    click.get_current_context().find_root().obj = {"out": out}
     summary = omnimerge.extract_adapter(
         base,
         model,

@@ -145,6 +145,8 @@ def _check_executor(executor: str, address: str | None, as_adapter: int | None) 
     bounded = source is not click.core.ParameterSource.DEFAULT
     if executor == "local" and address is not None:
         raise click.UsageError("--address is for --executor ray; leave it out, or give that too")
+    if address is not None and not address.strip():
+        raise click.UsageError("--address is empty; give auto or host:port, or leave it out")
     if executor == "ray" and as_adapter:
         raise click.UsageError("--as-adapter runs on this machine; leave --executor out")
     if as_adapter and bounded:

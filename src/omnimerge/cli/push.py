@@ -54,12 +54,12 @@ def push_options(function: Callable[..., None]) -> Callable[..., None]:
     def command_and_push(push: str | None, private: bool, **options: Any) -> None:
         from omnimerge.checkpoint.hub import check_push
 
-        if private and not push:
+        if private and push is None:
             raise click.UsageError("--private is for --push REPO")
-        if push:
+        if push is not None:
             check_push(push)
         function(**options)
-        if push:
+        if push is not None:
             upload(options["out"], push, private)
 
     return command_and_push
@@ -75,5 +75,6 @@ def upload(out: Path, repo: str, private: bool) -> None:
     """
     from omnimerge.checkpoint.hub import push, push_command
 
-    click.get_current_context().find_root().obj = {"again": push_command(out, repo, private)}
+    again = f"The folder is complete; push it again with `{push_command(out, repo, private)}`."
+    click.get_current_context().find_root().obj = {"again": again}
     echo(f"pushed to {push(out, repo, private=private)}")

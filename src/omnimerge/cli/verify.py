@@ -39,6 +39,10 @@ def command(out: Path, deep: bool, tensors: int, seed: int, as_json: bool) -> No
     """
     from omnimerge.engine.verify import verify
 
+    source = click.get_current_context().get_parameter_source
+    for option in ("tensors", "seed"):
+        if not deep and source(option) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{option} is for --deep; give that too, or leave it out")
     checks = verify(out, deep=deep, tensors=tensors, seed=seed)
     if as_json:
         print_json({"out": str(out), "checks": [check.to_dict() for check in checks]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -279,6 +280,9 @@ def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def _check_disk(out: Path, needed: int) -> None:
     parent = next((p for p in out.absolute().parents if p.is_dir()), Path("/"))
     try:
+        told = os.statvfs(parent)
+        if told.f_flag & os.ST_RDONLY or not told.f_blocks:  # it says so when it is written to
+            return
         free = shutil.disk_usage(parent).free + sum(each.nbytes for each in leftovers(out))
     except OSError:  # not every file system tells; then a full one shows while writing
         return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint
+from omnimerge.checkpoint.links import real_path
 from omnimerge.checkpoint.reader import place_of, stamp
 from omnimerge.checkpoint.remote import is_url
 from omnimerge.engine.manifest import file_hash, header_hash, roles, versions
@@ -188,10 +189,10 @@ def protect_inputs(out: Path, checkpoints: Iterable[Checkpoint]) -> None:
     Raises:
         OutputError: if the folder is one of theirs, or holds one.
     """
-    resolved = out.resolve()
+    resolved = real_path(out)
     for checkpoint in checkpoints:
-        for folder in {checkpoint.folder.resolve(), *(f.parent for f in checkpoint.files)}:
-            if folder.resolve() == resolved or resolved in folder.resolve().parents:
+        for folder in {real_path(checkpoint.folder), *(f.parent for f in checkpoint.files)}:
+            if (real := real_path(folder)) == resolved or resolved in real.parents:
                 raise OutputError(f"{out} is or holds an input of this merge; give another folder")
 
 

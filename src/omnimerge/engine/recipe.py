@@ -26,9 +26,11 @@ _UNITS = {
     "KB": 10**3,
     "MB": 10**6,
     "GB": 10**9,
+    "TB": 10**12,
     "KIB": 2**10,
     "MIB": 2**20,
     "GIB": 2**30,
+    "TIB": 2**40,
 }
 
 
@@ -181,7 +183,7 @@ def parse_size(value: Any) -> int:
         raise ValueError(f"{value!r} is no size; write for example 5GB or 500MB")
     size = float(match.group(1)) * _UNITS[match.group(2).upper()]
     if not 1 <= size < 1e18:
-        raise ValueError(f"{value!r} is no size that a file can have")
+        raise ValueError(f"{value!r} is no size to work with; write for example 5GB or 500MB")
     return int(size)
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from omnimerge.arch.ancestor import MEDIAN_LIMIT, SINGLE_LIMIT
 from omnimerge.arch.family import BRANCHES, split_branch
 from omnimerge.arch.layout import component, is_buffer, layer_index
-from omnimerge.report._page import template
+from omnimerge.report._page import shown, template
 from omnimerge.report.picture import (
     LANES,
     LAYERS,
@@ -370,4 +370,4 @@ def _geometry(alignment: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
 
 def _breakable(name: str) -> Markup:
     """A name that a browser may break after its dots and slashes."""
-    return Markup("<wbr>").join(re.split(r"(?<=[./])(?=\w)", name))
+    return Markup("<wbr>").join(re.split(r"(?<=[./])(?=\w)", shown(name)))

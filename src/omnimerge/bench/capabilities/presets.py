@@ -93,9 +93,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
             mixture=Stage(1250, 3e-4),
         ),
         "quick": Preset(
-            look=_QUICK_LOOK,
+            look=Stage(600, 2e-3, turns=1),
             answer=_QUICK_ANSWER,
-            expert=Stage(150, 5e-4, turns=2),
+            expert=Stage(120, 5e-4, turns=2),
             mixture=Stage(150, 5e-4, turns=2),
             kinds=_QUICK_KINDS,
             pool=1000,
