@@ -586,7 +586,11 @@ def test_an_earlier_output_that_cannot_be_removed(recipe, tmp_path, monkeypatch)
     out, hidden = tmp_path / "out", tmp_path / ".out.omnimerge"
     omnimerge.merge({**recipe, "parameters": {"alpha": 0.1}}, out)
     monkeypatch.setattr(staging, "_remove", failing(errno.EACCES))
-    omnimerge.merge(recipe, out, overwrite=True)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    done = run("merge", tmp_path / "recipe.yaml", "-o", out, "--overwrite")
+    (tmp_path / "recipe.yaml").unlink()
+    assert done.exit_code == 0
+    assert f"{hidden}, the earlier output, could not be removed; `omnimerge clean" in done.output
     (left,) = staging.leftovers(out)
     assert (left.folder, left.replaced, left.resumable) == (hidden, True, False)
     with pytest.raises(OutputError, match=r"cannot write .*out: Permission denied"):

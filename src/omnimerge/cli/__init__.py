@@ -50,6 +50,8 @@ Examples:
 
 
 _BEGAN = "omnimerge.began"
+# What a stdout says that takes no more; everything else that writes names its file.
+_UNPRINTED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class _Commands(LazyGroup):
@@ -64,20 +66,15 @@ class _Commands(LazyGroup):
             if error.errno == errno.EPIPE:  # click knows about those
                 raise
             why = error.strerror or type(error).__name__
-            place = error.filename or _silenced()
-            raise click.ClickException(printable(f"{place}: {why}")) from error
+            what = error.filename or ("cannot print" if error.errno in _UNPRINTED else "")
+            sys.stdout = sys.stdout if error.filename else io.StringIO()  # or the end tries again
+            raise click.ClickException(printable(f"{what}: {why}" if what else why)) from error
         except TerminatedError as error:
             click.echo(printable(f"Terminated.{_left(ctx)}"), err=True)
             raise click.exceptions.Exit(1) from error
         except KeyboardInterrupt as error:
             click.echo(printable(f"Interrupted.{_left(ctx)}"), err=True)
             raise click.exceptions.Exit(130) from error
-
-
-def _silenced() -> str:
-    """Leave what could not be printed unprinted: the end of the process would try it again."""
-    sys.stdout = io.StringIO()
-    return "cannot print"
 
 
 @lru_cache
