@@ -744,7 +744,10 @@ def run_manifest(folder: Path, data: bytes) -> None:
 def run_journal(folder: Path, data: bytes) -> None:
     file = folder / "journal"
     file.write_bytes(data)
-    read_journal(file)
+    _, ranges = read_journal(file)
+    for shard in ranges:
+        for start, stop in shard:
+            assert type(start) is type(stop) is int and 0 <= start <= stop
 
 
 @dataclass(frozen=True)
