@@ -72,6 +72,47 @@ def small(monkeypatch):
     monkeypatch.setattr("omnimerge.engine.knowledge.MEASURED_ELEMENTS", 3000)
 
 
+def test_products_are_of_float32(checkpoints, tmp_path):
+    """Whatever the process had asked for, which is put back."""
+    seen = []
+    settings = torch.backends.cuda.matmul
+
+    def lane(device, piece):
+        seen.append(settings.fp32_precision)
+        return pretend_device.lanes(None)(device, piece)
+
+    plan = build_plan(load_recipe(recipe_of("linear", checkpoints)), ancestor=False)
+    settings.fp32_precision = "tf32"
+    try:
+        executor = DeviceExecutor((pretend_device.NAME,), 10**9, lane, lambda device: ROOM)
+        run_plan(plan, tmp_path / "out", executor=executor)
+        assert set(seen) == {"ieee"} and len(seen) >= 2
+        assert settings.fp32_precision == "tf32"
+    finally:
+        settings.fp32_precision = "none"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 2 GiB", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        (
+            "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(h)`",
+            True,
+        ),
+        (
+            "cusolver error: CUSOLVER_STATUS_EXECUTION_FAILED, when calling `cusolverDnSsyevd`",
+            False,
+        ),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_what_says_that_memory_is_short(said, expected):
+    assert accelerated._out_of_memory(RuntimeError(said)) is expected
+
+
 @pytest.mark.parametrize("name", [n for n, m in all_methods().items() if not m.adapters_only])
 def test_every_method_runs_there_to_the_same_bytes(name, checkpoints, tmp_path, small):
     recipe = recipe_of(name, checkpoints)
@@ -298,9 +339,10 @@ def gpus(monkeypatch):
     """A machine with GPUs, as far as names go."""
 
     def set_up(count, broken=()):
-        def empty(*shape, device):
+        def ones(*shape, device):
             if device in broken:
                 raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nmore")
+            return torch.ones(*shape)
 
         fake = SimpleNamespace(
             device_count=lambda: count, get_device_name=lambda device: f"H200 no. {device[5:]}"
@@ -308,7 +350,7 @@ def gpus(monkeypatch):
         monkeypatch.setattr(
             devices,
             "torch",
-            SimpleNamespace(cuda=fake, empty=empty, device=torch.device, version=torch.version),
+            SimpleNamespace(cuda=fake, ones=ones, device=torch.device, version=torch.version),
         )
 
     return set_up

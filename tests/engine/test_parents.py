@@ -158,3 +158,7 @@ def test_free_memory_of_a_container(tmp_path, monkeypatch):
     files.clear()
     assert parents.free_bytes("cpu") == 0
     assert parents.free_bytes("mps") == 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 30)
+    assert parents.free_bytes("cuda:0") == 8 << 30

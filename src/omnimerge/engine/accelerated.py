@@ -6,7 +6,8 @@ buffers; what is kept is copied without going there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -103,7 +104,7 @@ class DeviceExecutor:
         per_element = _WORKSPACE * plan.memory_per_element
         elements = min(limits.values()) // (self._lanes * per_element)
         elements = min(max(elements, CHUNK_ELEMENTS), _ELEMENTS)
-        with one_thread():
+        with one_thread(), _full_products():
             rest = max(0, self._memory - BUFFERS * count * piece)
             todo = Todo(plan, writer, rest, elements)
             statistics = model_statistics(plan, memory=rest) if todo.anything else None
@@ -123,7 +124,22 @@ class DeviceExecutor:
             todo.do([partial(work, each) for each in found for _ in range(self._lanes)])
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Give back what torch keeps of the devices' memory for a next use."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _full_products() -> Iterator[None]:
+    """Multiply float32 matrices as such: images and callers may have asked for TF32's 10 bits."""
+    settings = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(settings, "fp32_precision") else "allow_tf32"  # before 2.9
+    before = getattr(settings, name)
+    setattr(settings, name, "ieee" if name == "fp32_precision" else False)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)
 
 
 def _piece(nbytes: int) -> int:
@@ -177,6 +193,6 @@ def _write(todo: Todo, one: Task, worker: SliceWorker, lane: Lane, report: Repor
 
 def _out_of_memory(error: RuntimeError) -> bool:
     """Whether an error is of a device's memory; those of its libraries say so in words only."""
-    words = ("out of memory", "ALLOC_FAILED")
+    words = ("out of memory", "ALLOC_FAILED", "cublasCreate", "cusolverDnCreate")
     text = str(error)
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(each in text for each in words)

@@ -84,7 +84,7 @@ def _why_none(there: list[str]) -> str:
 
 def _why_not(device: str) -> str:
     try:
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).add_(1).item()  # an old GPU gives memory and runs nothing
     except (RuntimeError, AssertionError) as error:
         return (str(error).strip() or repr(error)).splitlines()[0]
     return ""

@@ -200,7 +200,11 @@ def _memory_told() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and "can't allocate memory" not in str(error):  # torch's words on the CPU
+        words = (
+            "can't allocate memory",
+            "out of memory",
+        )  # torch's on the CPU, and of pinned memory
+        if not known and not any(each in str(error) for each in words):
             raise
         reason = f"out of memory ({one_line(error)}); free some, or give a smaller --memory"
         raise OutputError(reason) from error

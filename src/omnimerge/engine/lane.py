@@ -6,15 +6,18 @@ waits, the lanes of other threads read, compute and write. What is CUDA's is in 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from omnimerge.checkpoint import Checkpoint
 from omnimerge.checkpoint.dtypes import torch_dtype
+
+_LOADING = threading.Lock()
 
 BUFFERS = 4
 """Of a lane: two on the way there, two on the way back."""
@@ -68,15 +71,21 @@ class CudaCopies(Copies):
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # Torch loads its CUDA linear algebra at the first call, and fails where two are the first.
+        with _LOADING, torch.cuda.device(device):
+            torch.linalg.eigh(torch.eye(2, device=device))
 
     def buffer(self, nbytes: int) -> Tensor:
         """Make a pinned buffer, which the device reads and writes by itself."""
         with torch.cuda.device(self._stream.device):  # else the first GPU would be set up too
             return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
-    def stream(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def stream(self) -> Iterator[None]:
         """Return a block on the stream."""
-        return torch.cuda.stream(self._stream)
+        # The device too: else the stream of the first GPU follows at the end, which sets it up.
+        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
+            yield
 
     def copy(self, into: Tensor, source: Tensor) -> Wait:
         """Begin to copy, behind what the stream has to do already."""

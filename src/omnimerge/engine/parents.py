@@ -136,10 +136,12 @@ def free_bytes(device: str) -> int:
 
     Returns:
         Bytes; for the host, what is available without swapping, within the limit of the control
-        group (a container's). 0 where nobody knows.
+        group (a container's); for a GPU, with what torch keeps for a next use. 0 where nobody
+        knows.
     """
     if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + kept)
     if torch.device(device).type != "cpu":
         return 0
     return min(_available(), _left_in_group())

@@ -35,7 +35,7 @@ def check_device(device: str) -> None:
         GenerationError: if nothing can be put on it.
     """
     try:
-        torch.empty(1, device=device).cpu()
+        torch.ones(1, device=device).add_(1).item()  # an old GPU gives memory and runs nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise GenerationError(
             f"device {device!r} cannot be used here ({one_line(error)}); use cpu, or a device that "

@@ -41,7 +41,7 @@ class _SquaredNorms:
 
     def add(self, number: int, measured: Tensor) -> None:  # noqa: ARG002
         """Add them up."""
-        self.values += measured
+        self.values += measured.to(self.values.device)
 
     def close(self, number: int) -> None:
         """Nothing to do."""

@@ -178,7 +178,8 @@ def _described(settings: Settings) -> dict[str, Any]:
         "space": settings.space,
         "max_new_tokens": settings.max_new_tokens,
         "batch_size": settings.batch_size,
-        "device": settings.device,
+        # A process sees the GPU that it was given, and no other.
+        "device": "cuda" if settings.device.startswith("cuda") else settings.device,
         "trust_remote_code": settings.trust_remote_code,
     }
 
