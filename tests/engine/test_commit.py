@@ -483,6 +483,17 @@ def test_the_folder_that_one_stands_in(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["inner"]
 
 
+def test_an_output_spelt_through_a_folder_that_is_not_there(recipe, tmp_path):
+    out = tmp_path / "out"
+    omnimerge.merge(recipe, out)
+    before = files(tmp_path)
+    with pytest.raises(OutputError, match="out exists and is not empty"):
+        omnimerge.merge({**recipe, "seed": 1}, out / "x" / ".." / ".." / "out")
+    omnimerge.merge(recipe, out / "x" / ".." / ".." / "other")
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "other"}
+    assert not (out / "x").exists() and before.items() <= files(tmp_path).items()
+
+
 def test_somebodys_hidden_folder_of_that_name_is_not_touched(tmp_path):
     diary = tmp_path / ".notes.omnimerge" / "diary.txt"
     diary.parent.mkdir()

@@ -167,7 +167,7 @@ def leftovers(path: Path) -> list[Leftover]:
     Returns:
         What is there; folders that are being written into are left out.
     """
-    hidden = [_beside(_resolved(path), _SUFFIX)]
+    hidden = [_beside(final_place(path), _SUFFIX)]
     for entry in sorted(path.glob(".?*")) if path.is_dir() else ():
         for suffix in (_SUFFIX, _OLD_SUFFIX, _LOCK_SUFFIX):
             name = entry.name.removesuffix(suffix)
@@ -185,12 +185,20 @@ def left_of(out: Path) -> list[Leftover]:
     Returns:
         What is there; nothing if it is being written into.
     """
-    return _left_at(_beside(_resolved(out), _SUFFIX))
+    return _left_at(_beside(final_place(out), _SUFFIX))
 
 
-def _resolved(out: Path) -> Path:
-    """What a link leads to, as a writer takes it."""
-    return real_path(out) if out.is_symlink() else out
+def final_place(out: Path) -> Path:
+    """Return where an output appears.
+
+    Args:
+        out: what the user wrote.
+
+    Returns:
+        What a link leads to; and a path without dots, which the system does not rename to, and
+        which would have folders made that it leads back from.
+    """
+    return real_path(out) if out.is_symlink() or not out.name or ".." in out.parts else out
 
 
 def _left_at(hidden: Path) -> list[Leftover]:

@@ -12,12 +12,12 @@ from types import TracebackType
 
 from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
 from omnimerge.checkpoint.journal import Journal, begin_journal, read_journal
-from omnimerge.checkpoint.links import real_path
 from omnimerge.checkpoint.shard import DISK_FULL, OutputTensor, ShardFile, safetensors_header
 from omnimerge.checkpoint.staging import (
     JOURNAL_NAME,
     MANIFEST_NAME,
     Staging,
+    final_place,
     is_finished,
     manifest_key,
 )
@@ -84,8 +84,7 @@ class CheckpointWriter:
         resume: bool = False,
         hashing: bool = True,
     ) -> None:
-        unnamed = out.name in ("", "..")  # the system does not rename to a dot
-        self.out = real_path(out) if unnamed or out.is_symlink() else out
+        self.out = final_place(out)
         self.folder = self.out
         self.resumed = 0
         self._stem, self.key, self._resume = stem, key, resume
