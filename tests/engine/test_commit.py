@@ -613,6 +613,29 @@ def test_an_earlier_output_that_cannot_be_removed(recipe, tmp_path, monkeypatch)
     assert files(out).keys() == whole.keys() and files(out) != whole
 
 
+def test_an_interrupt_while_an_earlier_output_is_removed(recipe, tmp_path, monkeypatch):
+    """The new one is there: there is nothing to go on with."""
+    out, remove = tmp_path / "out", staging._remove
+    omnimerge.merge({**recipe, "parameters": {"alpha": 0.1}}, out)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+
+    def interrupted(folder):
+        (folder / journal_name).touch()  # the first step of a removal
+        raise KeyboardInterrupt
+
+    journal_name = staging.JOURNAL_NAME
+    monkeypatch.setattr(staging, "_remove", interrupted)
+    done = run("merge", tmp_path / "recipe.yaml", "-o", out, "--overwrite")
+    assert (done.exit_code, done.stderr) == (130, f"Interrupted. {out} is complete.\n")
+    (left,) = staging.leftovers(out)
+    assert (left.replaced, left.resumable) == (True, False)
+    monkeypatch.setattr(staging, "_remove", remove)
+    assert "(an earlier output of" in run("clean", out).output
+    omnimerge.merge(recipe, tmp_path / "whole")
+    assert files(out) == files(tmp_path / "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "whole", "recipe.yaml"}
+
+
 def test_clean_goes_on_after_what_it_cannot_remove(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / f".{name}.omnimerge").mkdir()

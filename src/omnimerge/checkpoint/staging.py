@@ -82,10 +82,11 @@ class Staging:
         self.folder = _beside(out, _SUFFIX)
         self._made = _make_folders(out.parent)
         self._lock = Lock(out, _beside(out, _LOCK_SUFFIX))
+        self._new_key = note_of(self._lock.file) or ""
         try:
-            new_key = note_of(self._lock.file)
-            if new_key and new_key == manifest_key(out) and is_finished(self.folder):
-                self._remove_earlier(self.folder)
+            if self._holds_earlier():
+                _remove(self.folder)
+            self._new_key = ""
             self._lock.note("")
             try:
                 self.folder.mkdir()
@@ -97,14 +98,6 @@ class Staging:
             (self.folder / JOURNAL_NAME).touch()
         except BaseException:
             self.release()
-            raise
-
-    def _remove_earlier(self, folder: Path) -> None:
-        """Remove an earlier output; where that fails, the lock stays to tell what it is."""
-        try:
-            _remove(folder)
-        except OSError:
-            self._lock.release(remove=False)
             raise
 
     def empty(self) -> None:
@@ -134,14 +127,15 @@ class Staging:
         sync_folder(self.folder)
         earlier = None
         if self.out.exists():
-            self._lock.note(manifest_key(self.folder))
+            self._new_key = manifest_key(self.folder)
+            self._lock.note(self._new_key)
             earlier = _exchange(self.folder, self.out)
         else:
             self.folder.rename(self.out)
         sync_folder(self.out.parent)
         if earlier is not None:
             with contextlib.suppress(OSError):  # `clean` removes what stays
-                self._remove_earlier(earlier)
+                _remove(earlier)
         self.release()
 
     def discard(self) -> None:
@@ -154,8 +148,13 @@ class Staging:
                 folder.rmdir()
 
     def release(self) -> None:
-        """Let go of the lock; the folder stays."""
-        self._lock.release()
+        """Let go of the lock; the folder stays, and the lock too where it tells what that is."""
+        self._lock.release(remove=not self._holds_earlier())
+
+    def _holds_earlier(self) -> bool:
+        """Whether the folder is an earlier output, which a new one has taken the place of."""
+        noted = bool(self._new_key) and self._new_key == manifest_key(self.out)
+        return noted and is_finished(self.folder)
 
 
 def leftovers(path: Path) -> list[Leftover]:
