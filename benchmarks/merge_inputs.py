@@ -119,7 +119,7 @@ def _write(folder: Path, number: int, size: Size) -> None:
     import torch
 
     from omnimerge.checkpoint import CheckpointWriter, OutputTensor
-    from omnimerge.checkpoint.writer import shard_by_size
+    from omnimerge.checkpoint.shard import shard_by_size
 
     shapes = shapes_of(size)
     config = {

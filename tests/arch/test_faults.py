@@ -102,7 +102,7 @@ def test_a_head_that_is_missing_is_not_taken_for_a_tied_one(tmp_path):
     assert other.unused["lm_head.weight"] == "the target has no such tensor"
 
 
-def test_many_short_runs_are_put_back_in_linear_time(tmp_path):
+def test_many_short_runs_are_put_back_quickly(tmp_path):
     import time
 
     took = {}
@@ -112,10 +112,14 @@ def test_many_short_runs_are_put_back_in_linear_time(tmp_path):
         target = families.write(at / "t", families.llama(wide), tokens=ids("a", rows))
         every_second = {name: i for name, i in ids("a", rows).items() if i % 2}
         donor = families.write(at / "d", families.llama(wide), tokens=every_second)
-        start = time.perf_counter()
-        _, got = merged(target, donor, at / "out", vocabulary="overlap")
-        took[rows] = time.perf_counter() - start
+        tries = []
+        for out in ("one", "two"):  # the faster one: the machine may have other work meanwhile
+            start = time.perf_counter()
+            _, got = merged(target, donor, at / out, vocabulary="overlap")
+            tries.append(time.perf_counter() - start)
+        took[rows] = min(tries)
         assert torch.equal(got["lm_head.weight"][::2], wide["head"][::2])
+    assert took[20_000] < 6
     assert took[20_000] < 12 * took[4_000]  # 5 times the rows; squared it would be 25 times
 
 

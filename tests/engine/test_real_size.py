@@ -10,7 +10,8 @@ import transformers as T
 
 import omnimerge
 from omnimerge.checkpoint.dtypes import dtype_name
-from omnimerge.checkpoint.writer import CheckpointWriter, OutputTensor, shard_by_size
+from omnimerge.checkpoint.shard import OutputTensor, shard_by_size
+from omnimerge.checkpoint.writer import CheckpointWriter
 
 QWEN2_7B = {
     "hidden_size": 3584,

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from omnimerge.checkpoint import shard
-from omnimerge.checkpoint.writer import CheckpointWriter, OutputTensor, shard_by_size
+from omnimerge.checkpoint.shard import OutputTensor, shard_by_size
+from omnimerge.checkpoint.writer import CheckpointWriter
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -21,12 +21,12 @@ def check_inside(folder: Path, *files: Path) -> None:
     Raises:
         CheckpointError: naming the first link that leaves the folder.
     """
-    home = Path(os.path.realpath(folder))
+    home = real_path(folder)
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
     for file in files:
-        real = Path(os.path.realpath(file))
+        real = real_path(file)
         if not any(real.is_relative_to(place) for place in allowed):
             if file.name == ".." or ".." in file.parts[len(folder.parts) :]:
                 raise CheckpointError(f"{file} is outside of {folder}; leave it out")

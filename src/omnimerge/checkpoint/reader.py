@@ -12,6 +12,7 @@ from omnimerge.checkpoint.headers import TensorMeta, read_safetensors_header
 from omnimerge.checkpoint.links import check_inside
 from omnimerge.checkpoint.locate import locate
 from omnimerge.checkpoint.openfile import OpenFile
+from omnimerge.checkpoint.other_files import other_files
 from omnimerge.checkpoint.remote import Remote
 from omnimerge.checkpoint.small_file import read_json
 from omnimerge.errors import CheckpointError, suggestion
@@ -26,13 +27,6 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Not .pt: Qwen2.5-Omni's voices are in one.
-_WEIGHT_SUFFIXES = (
-    ".safetensors", ".bin", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot",
-)  # fmt: skip
-# What training leaves in a folder: neither needed nor small.
-_TRAINING_FILES = ("optimizer.pt", "scheduler.pt", "rng_state")
-_TRAINING_FOLDERS = ("checkpoint-", "global_step")
 
 
 class Checkpoint:
@@ -202,23 +196,7 @@ class Checkpoint:
             CheckpointError: if a subfolder cannot be read or is a link, or a file is a link that
                 leaves the folder, or no regular file, such as a pipe.
         """
-        weights = {file.name for file in self.files}
-        found = []
-        for root, folders, files in os.walk(self.folder, onerror=_refuse_unreadable):
-            here = Path(root)
-            folders[:] = [name for name in folders if _belongs(here / name)]
-            _refuse_links(self.folder, [here / name for name in folders])
-            for name in files:
-                weight = name in weights or Path(name).suffix in _WEIGHT_SUFFIXES
-                weight = weight or ".index." in name or name.startswith(_TRAINING_FILES)
-                if not weight and not name.startswith("."):
-                    check_inside(self.folder, here / name)
-                    if not (here / name).is_file() and (here / name).exists():
-                        raise CheckpointError(  # reading a pipe would wait for ever
-                            f"{here / name} is no regular file and cannot be copied; remove it"
-                        )
-                    found.append((here / name).relative_to(self.folder))
-        return sorted(found)
+        return other_files(self.folder, {file.name for file in self.files})
 
     def total_bytes(self) -> int:
         """Return the bytes of all tensors together."""
@@ -346,28 +324,6 @@ def _indexed_files(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[st
         if not (folder / name).is_file():
             raise CheckpointError(f"{index} names {name}, which is missing; download it too")
     return tuple(folder / name for name in names), weight_map
-
-
-def _belongs(folder: Path) -> bool:
-    names = (folder.name, Path(os.path.realpath(folder)).name)  # "latest" -> "checkpoint-500"
-    if any(name.startswith((".", *_TRAINING_FOLDERS)) for name in names):
-        return False
-    return not (folder / "merge_manifest.json").exists()
-
-
-def _refuse_links(home: Path, folders: list[Path]) -> None:
-    """Say which subfolder would be missed: links are not followed, as they can lead in a ring."""
-    check_inside(home, *folders)
-    for folder in folders:
-        if folder.is_symlink():
-            raise CheckpointError(
-                f"{folder} is a link to another folder, which is not followed; put a copy of that "
-                "folder there, or remove the link"
-            )
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _collect(files: tuple[Path, ...]) -> dict[str, TensorMeta]:

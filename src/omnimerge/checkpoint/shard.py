@@ -38,6 +38,27 @@ class OutputTensor:
         return size
 
 
+def shard_by_size(tensors: Sequence[OutputTensor], limit: int) -> list[list[OutputTensor]]:
+    """Cut a list of tensors into shards of at most `limit` bytes, in order.
+
+    Args:
+        tensors: in the order in which they are to be written.
+        limit: bytes per shard; a tensor larger than that gets a shard of its own.
+
+    Returns:
+        The shards, none empty.
+    """
+    shards: list[list[OutputTensor]] = []
+    used = 0
+    for tensor in tensors:
+        if not shards or used + tensor.nbytes > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append(tensor)
+        used += tensor.nbytes
+    return shards
+
+
 class ShardFile:
     """A safetensors file whose every byte has its place from the start.
 

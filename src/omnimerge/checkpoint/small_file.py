@@ -115,7 +115,7 @@ def check_small_files(folder: Path) -> None:
         CheckpointError: naming the first such file: of a config, a tokenizer, a template, a card;
             or a subfolder that cannot be read, or is a link that leaves the folder.
     """
-    for root, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+    for root, folders, files in os.walk(folder, onerror=refuse_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         check_inside(folder, *(Path(root, name) for name in folders))
         named = [*files, *folders] if Path(root) == folder else files
@@ -124,5 +124,13 @@ def check_small_files(folder: Path) -> None:
                 open_small(Path(root, name), folder=folder).close()
 
 
-def _refuse_unreadable(error: OSError) -> None:
+def refuse_unreadable(error: OSError) -> None:
+    """Refuse a folder that cannot be read: what `os.walk` calls, which passes over it otherwise.
+
+    Args:
+        error: what the system said.
+
+    Raises:
+        CheckpointError: naming the folder.
+    """
     raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error

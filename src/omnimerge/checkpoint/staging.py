@@ -175,6 +175,32 @@ def leftovers(path: Path) -> list[Leftover]:
     return [each for folder in dict.fromkeys(hidden) for each in _left_at(folder)]
 
 
+def refuse_full_disk(out: Path, needed: int) -> None:
+    """Refuse an output that there is no room for, before the work and not after it.
+
+    Args:
+        out: the folder that is to be created; what dead processes left of it counts as free.
+        needed: bytes.
+
+    Raises:
+        OutputError: if the file system says that it has less. One that is read-only, or does not
+            know, says so when it is written to.
+    """
+    parent = next((p for p in out.absolute().parents if p.is_dir()), Path("/"))
+    try:
+        told = os.statvfs(parent)
+        if told.f_flag & os.ST_RDONLY or not told.f_blocks:
+            return
+        free = shutil.disk_usage(parent).free + sum(each.nbytes for each in leftovers(out))
+    except OSError:
+        return
+    if free < needed:
+        raise OutputError(
+            f"no space left for {out}: {needed:,} bytes are needed and {free:,} are "
+            "free; free some, or give a folder elsewhere"
+        )
+
+
 def left_of(out: Path) -> list[Leftover]:
     """Find what dead processes left of an output.
 

@@ -26,27 +26,6 @@ from omnimerge.errors import CheckpointError, InputChangedError, NonFiniteError,
 __all__ = ["MANIFEST_NAME", "CheckpointWriter", "OutputTensor", "refuse_existing", "refuse_mounted"]
 
 
-def shard_by_size(tensors: Sequence[OutputTensor], limit: int) -> list[list[OutputTensor]]:
-    """Cut a list of tensors into shards of at most `limit` bytes, in order.
-
-    Args:
-        tensors: in the order in which they are to be written.
-        limit: bytes per shard; a tensor larger than that gets a shard of its own.
-
-    Returns:
-        The shards, none empty.
-    """
-    shards: list[list[OutputTensor]] = []
-    used = 0
-    for tensor in tensors:
-        if not shards or used + tensor.nbytes > limit:
-            shards.append([])
-            used = 0
-        shards[-1].append(tensor)
-        used += tensor.nbytes
-    return shards
-
-
 class CheckpointWriter:
     """Write safetensors shards in place, in a hidden sibling folder that is renamed at the end.
 

@@ -137,7 +137,7 @@ def command(
         echo(f"  {count:5}  {reason}")
     before = f", {size(there[0])} of it before" if there[0] else ""
     echo(f"wrote {size(plan.bytes_to_write)}{before} in {elapsed:.1f} s")
-    for each in left_of(out):
+    for each in filter(lambda left: left.replaced, left_of(out)):
         echo(f"{each.folder}, the earlier output, could not be removed; `omnimerge clean {out}`")
 
 

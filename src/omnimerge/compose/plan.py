@@ -9,7 +9,7 @@ from typing import Any
 from omnimerge.arch import component
 from omnimerge.checkpoint import Checkpoint, OutputTensor
 from omnimerge.checkpoint.dtypes import OUTPUT_DTYPES, is_floating, is_known
-from omnimerge.checkpoint.writer import shard_by_size
+from omnimerge.checkpoint.shard import shard_by_size
 from omnimerge.compose.check import check_loads
 from omnimerge.compose.configuration import OmniConfig
 from omnimerge.compose.names import HEAD, TEXT_PREFIX

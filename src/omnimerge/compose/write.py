@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from torch import Tensor
 from omnimerge.checkpoint import Checkpoint, CheckpointWriter, OutputTensor
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
 from omnimerge.checkpoint.small_file import read_bytes
+from omnimerge.checkpoint.staging import refuse_full_disk
 from omnimerge.checkpoint.writer import refuse_existing
 from omnimerge.compose.card import card
 from omnimerge.compose.parts import PartPlan
@@ -110,13 +110,7 @@ def copy_job(name: str, output: OutputTensor) -> TensorJob:
 
 def _check_out(plan: ComposePlan, out: Path) -> None:
     protect_inputs(out, checkpoints_of(plan.merge))
-    parent = next((p for p in out.absolute().parents if p.is_dir()), Path("/"))
-    free = shutil.disk_usage(parent).free
-    if free < plan.bytes_to_write:
-        raise OutputError(
-            f"no space left for {out}: {plan.bytes_to_write:,} bytes are needed and {free:,} are "
-            "free; free some, or give a folder elsewhere"
-        )
+    refuse_full_disk(out, plan.bytes_to_write)
 
 
 class _Stream:

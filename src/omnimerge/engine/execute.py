@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from torch import Tensor
 from omnimerge.checkpoint import CheckpointWriter
 from omnimerge.checkpoint.copying import copy_files
 from omnimerge.checkpoint.dtypes import item_size, torch_dtype
-from omnimerge.checkpoint.staging import clean, left_of, leftovers, manifest_key
+from omnimerge.checkpoint.staging import clean, left_of, manifest_key, refuse_full_disk
 from omnimerge.checkpoint.writer import MANIFEST_NAME, refuse_existing
 from omnimerge.engine.accelerated import DeviceExecutor
 from omnimerge.engine.devices import check_executor, devices_named
@@ -97,7 +95,7 @@ def run_plan(
             on_progress(plan.bytes_to_write, plan.bytes_to_write)
         return Outcome(plan.bytes_to_write, complete=True)
     refuse_existing(out, overwrite=overwrite)
-    _check_disk(out, plan.bytes_to_write + files.bytes_to_copy)
+    refuse_full_disk(out, plan.bytes_to_write + files.bytes_to_copy)
     writer = CheckpointWriter(
         out,
         plan.shards,
@@ -200,10 +198,7 @@ def _memory_told() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        words = (
-            "can't allocate memory",
-            "out of memory",
-        )  # torch's on the CPU, and of pinned memory
+        words = ("can't allocate memory", "out of memory")  # torch's: on the CPU, of pinned memory
         if not known and not any(each in str(error) for each in words):
             raise
         reason = f"out of memory ({one_line(error)}); free some, or give a smaller --memory"
@@ -279,22 +274,6 @@ def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         else:
             changed[key] = dtype if key in ("dtype", "torch_dtype") else value
     return changed
-
-
-def _check_disk(out: Path, needed: int) -> None:
-    parent = next((p for p in out.absolute().parents if p.is_dir()), Path("/"))
-    try:
-        told = os.statvfs(parent)
-        if told.f_flag & os.ST_RDONLY or not told.f_blocks:  # it says so when it is written to
-            return
-        free = shutil.disk_usage(parent).free + sum(each.nbytes for each in leftovers(out))
-    except OSError:  # not every file system tells; then a full one shows while writing
-        return
-    if free < needed:
-        raise OutputError(
-            f"no space left for {out}: {needed:,} bytes are needed and {free:,} are "
-            "free; free some, or give a folder elsewhere"
-        )
 
 
 def _verify(plan: MergePlan, writer: CheckpointWriter) -> None:

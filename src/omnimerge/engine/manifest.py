@@ -14,10 +14,10 @@ from typing import Any
 from omnimerge.checkpoint import AdaptedCheckpoint, Checkpoint, OutputTensor, TensorMeta
 from omnimerge.checkpoint.hub import commit_of, license_of, pinned
 from omnimerge.checkpoint.reader import stamp
+from omnimerge.checkpoint.small_file import refuse_unreadable
 from omnimerge.checkpoint.staging import JOURNAL_NAME
 from omnimerge.checkpoint.writer import MANIFEST_NAME
 from omnimerge.engine.plan import MergePlan, TensorJob
-from omnimerge.errors import CheckpointError
 
 _CARD_NAME = "README.md"
 
@@ -147,7 +147,7 @@ def output_files(folder: Path) -> list[str]:
         CheckpointError: if a folder cannot be read.
     """
     found = []
-    for root, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+    for root, folders, files in os.walk(folder, onerror=refuse_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         links = [name for name in folders if Path(root, name).is_symlink()]
         names = [name for name in (*files, *links) if not name.startswith(".")]
@@ -220,10 +220,6 @@ def _origin(folder: Path) -> dict[str, Any]:
     """The commit and the license of what came from the Hub, or would go by its card."""
     found = {"revision": commit_of(folder), "license": license_of(folder)}
     return {key: value for key, value in found.items() if value}
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _done(plan: MergePlan, job: TensorJob) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from omnimerge.checkpoint import (
     unresolved,
 )
 from omnimerge.checkpoint.dtypes import OUTPUT_DTYPES, is_floating, is_known
-from omnimerge.checkpoint.writer import shard_by_size
+from omnimerge.checkpoint.shard import shard_by_size
 from omnimerge.engine.plan import MergePlan, TensorJob
 from omnimerge.engine.recipe import Override, Recipe
 from omnimerge.errors import CheckpointError, NotMergeableError, RecipeError, suggestion

@@ -80,7 +80,6 @@ class Preset:
 
 
 _LOOK = Stage(1250, 2e-3, turns=1)
-_QUICK_LOOK = Stage(900, 2e-3, turns=1)
 _QUICK_ANSWER = Stage(200, 1.5e-3, turns=2)
 _QUICK_QUESTIONS = {"val": 60, "test": 240}
 
@@ -110,7 +109,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             mixture=Stage(1750, 3e-4),
         ),
         "quick": Preset(
-            look=_QUICK_LOOK,
+            look=Stage(900, 2e-3, turns=1),
             answer=_QUICK_ANSWER,
             expert=Stage(150, 1.5e-3, turns=2),
             mixture=Stage(150, 5e-4, turns=2),
